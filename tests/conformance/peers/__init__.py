@@ -1,0 +1,1 @@
+"""The peers' own installed code, run as an oracle: thin wrappers, nothing reimplemented."""
