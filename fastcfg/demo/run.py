@@ -1,0 +1,292 @@
+"""``fastcfg demo``: guide a real diffusion model, and write pictures and numbers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import fastcfg
+
+from .checkpoint import CLASSIFIER, DENOISER, SHIPPED, load_denoiser, save_denoiser, versions, write_atomically
+from .classifier import Classifier, accuracy_on, load_classifier, save_classifier, train_classifier
+from .data import NUM_COLOURS, NUM_DIGITS, load_digits
+from .diffusion import TRAIN_STEPS
+from .model import UNet
+from .picture import draw
+from .rows import NUM_SAMPLED_ROWS, column_names, make_rows
+from .sample import draw_noise, labels, sample
+from .stock import Timing, compare
+from .train import TrainConfig, train
+
+SCALES = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5)
+COMPARED = ((3.0, 0.0), (7.5, 0.7))  # (scale, rescale)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What the independent classifier recognises at one scale.
+
+    Attributes:
+        scale: of CFG.
+        digit, colour: fraction of the samples whose digit and whose colour is the one asked for.
+        samples: how many.
+    """
+
+    scale: float
+    digit: float
+    colour: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found and wrote.
+
+    Attributes:
+        picture, table, data: the PNG, Markdown and JSON files.
+        accuracy: of the samples, one entry a scale.
+        timing: stock and fused guidance, one entry a rule.
+        real_digit, real_colour: the classifier's accuracy on held-out real images.
+        rows: label, note and rule of each row of the picture.
+        device: where it ran.
+        seconds: how long it took.
+    """
+
+    picture: Path
+    table: Path
+    data: Path
+    accuracy: tuple[Accuracy, ...]
+    timing: tuple[Timing, ...]
+    real_digit: float
+    real_colour: float
+    rows: tuple[dict[str, str], ...]
+    device: str
+    seconds: float
+
+
+def run_demo(
+    output: Path,
+    *,
+    device: str | None = None,
+    seed: int = 0,
+    steps: int = 20,
+    progress: bool = True,
+    samples_per_digit: int = 20,
+    scales: Sequence[float] = SCALES,
+    checkpoints: Path = SHIPPED,
+) -> DemoResult:
+    """Samples with several rules and scales, compares with stock guidance, and writes the results.
+
+    Writes ``samples.png``, ``table.md`` and ``result.json`` into ``output``, each whole or not at all.
+
+    Args:
+        output: folder, made if missing.
+        device: as torch writes it; by default CUDA where there is one.
+        seed: of the starting noise.
+        steps: of the sampler, 1-1000.
+        progress: shows a bar.
+        samples_per_digit: samples of each digit and scale for the classifier.
+        scales: CFG scales that the classifier judges.
+        checkpoints: folder with ``denoiser.safetensors`` and ``classifier.safetensors``.
+
+    Raises:
+        ValueError: an argument is out of range, or the device is not available.
+        FileNotFoundError: a checkpoint is missing.
+        ImportError: ``mlxtend`` is not installed.
+    """
+    started = time.perf_counter()
+    where = _device(device)
+    if not 1 <= steps <= TRAIN_STEPS:
+        raise ValueError(f"steps must be 1-{TRAIN_STEPS}, got {steps}")
+    if samples_per_digit < 1:
+        raise ValueError(f"samples_per_digit must be at least 1, got {samples_per_digit}")
+    if not scales:
+        raise ValueError("scales must not be empty")
+    model, trained = load_denoiser(checkpoints / DENOISER.name, where)
+    classifier, _ = load_classifier(checkpoints / CLASSIFIER.name, where)
+    output.mkdir(parents=True, exist_ok=True)
+
+    # In units of one small sampling step; the steps of the larger batches are weighted by their cost.
+    small, large = NUM_SAMPLED_ROWS * steps, samples_per_digit * steps
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not progress) as bar:
+        task = bar.add_task("grid", total=small + large * (len(scales) + 2 * len(COMPARED)))
+        rows = list(make_rows(model, classifier, seed=seed, steps=steps, device=where, on_step=lambda: bar.advance(task)))
+        accuracy = []
+        for scale in scales:
+            bar.update(task, description=f"accuracy at s = {scale:g}")
+            accuracy.append(
+                measure_accuracy(
+                    model,
+                    classifier,
+                    scale,
+                    samples_per_digit=samples_per_digit,
+                    seed=seed + 1,
+                    steps=steps,
+                    on_step=lambda: bar.advance(task, samples_per_digit),
+                )
+            )
+        bar.update(task, description="stock and fused")
+        timing = _compare_all(
+            model, samples_per_digit, seed=seed + 2, steps=steps, on_step=lambda: bar.advance(task, 2 * samples_per_digit)
+        )
+        real_digit, real_colour = accuracy_on(classifier, load_digits(held_out=True))
+
+    title = f"fastcfg demo: {steps} DDIM steps, the same noise in every row"
+    picture = draw(rows, column_names(), [(entry.scale, entry.digit) for entry in accuracy], title)
+    result = DemoResult(
+        picture=output / "samples.png",
+        table=output / "table.md",
+        data=output / "result.json",
+        accuracy=tuple(accuracy),
+        timing=tuple(timing),
+        real_digit=real_digit,
+        real_colour=real_colour,
+        rows=tuple({"label": row.label, "note": row.note, "rule": row.rule} for row in rows),
+        device=_describe(where),
+        seconds=round(time.perf_counter() - started, 1),
+    )
+    write_atomically(result.picture, picture)
+    write_atomically(result.table, to_markdown(result))
+    write_atomically(result.data, json.dumps(to_json(result, trained, seed=seed, steps=steps), indent=2) + "\n")
+    return result
+
+
+def measure_accuracy(
+    model: UNet,
+    classifier: Classifier,
+    scale: float,
+    *,
+    samples_per_digit: int,
+    seed: int,
+    steps: int,
+    on_step: Callable[[], None] | None = None,
+) -> Accuracy:
+    """Samples every digit in every colour with CFG at one scale and lets the classifier judge."""
+    device = next(model.parameters()).device
+    count = NUM_DIGITS * samples_per_digit
+    digit = torch.arange(count, device=device) % NUM_DIGITS
+    colour = torch.arange(count, device=device) // NUM_DIGITS % NUM_COLOURS
+    noise = draw_noise(count, seed, device)
+    conditions = {"uncond": labels(like=noise), "cond": labels(digit, colour, like=noise)}
+    images = sample(model, fastcfg.CFG(scale=scale), conditions, noise, steps=steps, on_step=on_step)
+    seen_digit, seen_colour = classifier.predict(images)
+    return Accuracy(scale, (seen_digit == digit).float().mean().item(), (seen_colour == colour).float().mean().item(), count)
+
+
+def _compare_all(model: UNet, samples_per_digit: int, *, seed: int, steps: int, on_step: Callable[[], None]) -> list[Timing]:
+    device = next(model.parameters()).device
+    count = NUM_DIGITS * samples_per_digit // 2 or 1
+    noise = draw_noise(count, seed, device)
+    digit = torch.arange(count, device=device) % NUM_DIGITS
+    uncond, cond = labels(like=noise), labels(digit, digit % NUM_COLOURS, like=noise)
+    return [
+        compare(model, uncond, cond, noise, scale=scale, rescale=rescale, steps=steps, on_step=on_step) for scale, rescale in COMPARED
+    ]
+
+
+def to_markdown(result: DemoResult) -> str:
+    """The tables of the result."""
+    shape = "×".join(str(size) for size in result.timing[0].shape)
+    lines = [
+        "# fastcfg demo",
+        "",
+        f"On {result.device}, in {result.seconds:.0f} s. `samples.png` shows the images, `result.json` has every number.",
+        "",
+        "## Stock and fused guidance",
+        "",
+        f"The guidance alone in one sampling step, {shape} {result.timing[0].dtype}: median, both in one process and in turns. Stock is",
+        "`u + s·(c − u)` and `rescale_noise_cfg` of diffusers. The difference is the largest between the final images of both loops,",
+        "which span [−1, 1].",
+        "",
+        "| guidance | stock, µs | fused, µs | stock / fused | largest difference |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in result.timing:
+        lines.append(
+            f"| {row.guidance} | {row.stock_us:.0f} | {row.fused_us:.0f} | {row.stock_us / row.fused_us:.2f} | {row.largest_difference:.1e} |"
+        )
+    lines += [
+        "",
+        "## Accuracy against scale",
+        "",
+        f"What a classifier trained on real images recognises, {result.accuracy[0].samples} samples a scale. On held-out real images it finds",
+        f"{100 * result.real_digit:.1f} % of the digits and {100 * result.real_colour:.1f} % of the colours.",
+        "",
+        "| CFG scale | digit, % | colour, % |",
+        "|---:|---:|---:|",
+    ]
+    lines += [f"| {row.scale:g} | {100 * row.digit:.1f} | {100 * row.colour:.1f} |" for row in result.accuracy]
+    return "\n".join(lines) + "\n"
+
+
+def to_json(result: DemoResult, trained: dict[str, Any], *, seed: int, steps: int) -> dict[str, Any]:
+    """The result as JSON-serialisable data, with what is needed to repeat it."""
+    data = asdict(result)
+    files = {key: data.pop(key).name for key in ("picture", "table", "data")}
+    return {**data, "files": files, "seed": seed, "steps": steps, "versions": versions(), "denoiser": trained}
+
+
+def train_demo(
+    output: Path,
+    *,
+    resume: bool = False,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Repeats the training of the shipped checkpoints: the classifier, then the denoiser.
+
+    Writes ``classifier.safetensors``, ``training.safetensors`` (the resumable state) and ``denoiser.safetensors`` into
+    ``output``, which can then be given to ``run_demo(checkpoints=...)``.
+
+    Args:
+        output: folder, made if missing.
+        resume: continue a run that was stopped.
+        steps: optimiser steps of the denoiser; ``TrainConfig``'s by default.
+        seed: of everything random.
+        device: as torch writes it; by default CUDA where there is one.
+        progress: shows bars.
+
+    Returns:
+        The denoiser's file.
+
+    Raises:
+        TrainingDiverged: the loss is not finite.
+        ValueError: an argument is out of range, or the state in ``output`` is of another configuration.
+    """
+    where = _device(device)
+    config = TrainConfig(seed=seed) if steps is None else TrainConfig(seed=seed, steps=steps)
+    digits = load_digits(held_out=False)
+    classifier_file, denoiser_file = output / CLASSIFIER.name, output / DENOISER.name
+    if not (resume and classifier_file.exists()):
+        classifier = train_classifier(digits, seed=seed, progress=progress)
+        digit, colour = accuracy_on(classifier, load_digits(held_out=True))
+        save_classifier(classifier_file, classifier, {"held_out": {"digit": digit, "colour": colour}, "seed": seed})
+    trainer = train(config, digits, output / "training.safetensors", resume=resume, device=where, progress=progress)
+    save_denoiser(denoiser_file, trainer.average, trainer.metadata())
+    return denoiser_file
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be 'cpu' or 'cuda' or 'cuda:N', got {name!r}") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"device {name!r} is not available; torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _describe(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
