@@ -1,0 +1,21 @@
+"""The fused guidance op: Gram sums → weights → combine, on tensors and formulas alone.
+
+Nothing here knows about diffusion; :mod:`fastcfg` holds the rules.
+"""
+
+from . import math
+from .guide import Backend, choose_backend, guide
+from .launch_plan import LaunchPlan, plan_launch
+from .program import Program, Stage, compile_program
+
+__all__ = [
+    "Backend",
+    "LaunchPlan",
+    "Program",
+    "Stage",
+    "choose_backend",
+    "compile_program",
+    "guide",
+    "math",
+    "plan_launch",
+]

@@ -1,0 +1,259 @@
+"""The fused op on tensors: checks its input, chooses a path, runs it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from . import cpu, functional, triton_backend
+from .launch_plan import Strategy
+from .notices import warn_once
+from .program import Program
+
+__all__ = ["Backend", "choose_backend", "guide"]
+
+Backend = Literal["auto", "triton", "inductor", "torch"]
+_BACKENDS = get_args(Backend)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_BROKEN: set[Program] = set()
+
+
+def _requested(backend: str | None) -> str:
+    chosen = backend or os.environ.get("FASTCFG_BACKEND") or "auto"
+    if chosen not in _BACKENDS:
+        source = "backend" if backend else "environment variable FASTCFG_BACKEND"
+        raise ValueError(f"{source}: expected one of {', '.join(_BACKENDS)}, got {chosen!r}")
+    return chosen
+
+
+def choose_backend(program: Program, sample: int, device: torch.device, requested: str | None = None) -> str:
+    """The path that a call takes: ``lerp``, ``small``, ``inductor``, ``triton`` or ``torch``.
+
+    Args:
+        sample: elements of one sample; the batch plays no part.
+        requested: ``"auto"`` (default), ``"triton"``, ``"inductor"`` or ``"torch"``; the environment variable
+            ``FASTCFG_BACKEND`` gives it where the argument doesn't.
+
+    Raises:
+        ValueError: for a name that is not a backend.
+        RuntimeError: if a backend is asked for that can't run there.
+    """
+    chosen = _requested(requested)
+    if chosen == "triton":
+        if reason := triton_backend.unavailable(device):
+            raise RuntimeError(f"backend: 'triton' is not available: {reason}")
+        return "triton"
+    if chosen == "inductor":
+        if device.type != "cpu" or not cpu.can_compile():
+            raise RuntimeError("backend: 'inductor' is the compiled CPU path; it needs CPU tensors and a C++ compiler")
+        return "inductor"
+    if chosen == "auto" and device.type != "cpu":
+        if cpu.is_lerp(program):
+            return "lerp"
+        if program not in _BROKEN and triton_backend.unavailable(device) is None:
+            return "triton"
+        return "torch"
+    if device.type != "cpu":
+        return "torch"
+    if cpu.is_lerp(program):
+        return "lerp"
+    if sample <= cpu.SMALL:
+        return "small"
+    return "inductor" if chosen == "auto" and cpu.can_compile() else "torch"
+
+
+def _check(names: Sequence[str], predictions: Sequence[Tensor]) -> None:
+    first = predictions[0]
+    if first.dtype not in _DTYPES:
+        raise TypeError(f"{names[0]}: expected a float32, bfloat16, float16 or float64 tensor, got {first.dtype}")
+    if first.dim() < 2:
+        raise ValueError(f"{names[0]}: expected [B, ...] with at least two dimensions, got {list(first.shape)}")
+    for name, tensor in zip(names[1:], predictions[1:], strict=True):
+        if tensor.shape != first.shape:
+            raise ValueError(f"{name}: expected the shape of {names[0]}, {list(first.shape)}, got {list(tensor.shape)}")
+        if tensor.dtype != first.dtype:
+            raise TypeError(f"{name}: expected the dtype of {names[0]}, {first.dtype}, got {tensor.dtype}")
+        if tensor.device != first.device:
+            raise ValueError(f"{name}: expected the device of {names[0]}, {first.device}, got {tensor.device}")
+
+
+def check_param(name: str, value: Any, batch: int, device: torch.device, check: bool = False) -> Any:
+    """A parameter as a float, or as a 0-dim or ``[B]`` floating tensor on ``device``.
+
+    Raises:
+        TypeError: if it is neither a number nor a floating tensor.
+        ValueError: if a number is not finite, or a tensor has another shape or device (or, with ``check=True``,
+            is not finite; that reads device memory).
+    """
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise TypeError(f"{name}: expected a floating tensor, got {value.dtype}")
+        if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, batch)):
+            raise ValueError(f"{name}: expected a tensor of shape [] or [{batch}], got {list(value.shape)}")
+        if value.device != device:
+            if value.dim() or value.device.type != "cpu":
+                raise ValueError(f"{name}: expected a tensor on {device}, got one on {value.device}")
+            return check_param(name, value.item(), batch, device)
+        if check and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{name}: expected finite values, got {value.tolist()}")
+        return value[0] if value.dim() == 1 and batch != 1 and value.shape[0] == 1 else value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number or a floating tensor, got {type(value).__name__}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {number}")
+    return number
+
+
+def _dense_sample(tensor: Tensor) -> bool:
+    """Whether a sample's elements fill one stretch of memory, in whatever order of the dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride()[1:], tensor.shape[1:], strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _rows(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors ``[B, ...]`` as ``[B, N]`` with last stride 1, without a copy where the strides allow it.
+
+    Where all share one dense order of memory (``channels_last``, say), that order is taken: sums do not depend on
+    which element comes where.
+    """
+    first = tensors[0]
+    batch = first.shape[0]
+    if all(t.is_contiguous() for t in tensors):
+        return [t.view(batch, -1) for t in tensors]
+    strides = first.stride()[1:]
+    if all(t.stride()[1:] == strides for t in tensors) and _dense_sample(first):
+        count = first[0].numel()
+        return [t.as_strided((batch, count), (t.stride(0), 1)) for t in tensors]
+    return [t.reshape(batch, -1) for t in tensors]
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def guide(
+    predictions: Sequence[Tensor],
+    program: Program,
+    params: Mapping[str, Any] | None = None,
+    *,
+    out: Tensor | None = None,
+    backend: str | None = None,
+    strategy: Strategy | None = None,
+    check: bool = False,
+) -> Tensor:
+    """Guided prediction of K predictions: Gram sums, weights and combine with fp32 accumulation and one rounding.
+
+    Args:
+        predictions: K tensors ``[B, ...]`` of one shape, dtype (float32, bfloat16, float16, float64) and device, in
+            the order of ``program.predictions``. Sums run over all dimensions but the first.
+        program: from :func:`fastcfg_kernels.compile_program`.
+        params: a value for each name in ``program.params``: a number, or a 0-dim or ``[B]`` floating tensor.
+        out: tensor to write, of the predictions' shape, dtype and device. It may be one of them.
+        backend: ``"auto"`` (default), ``"triton"``, ``"inductor"`` (compiled CPU) or ``"torch"``.
+        strategy: force a Triton launch strategy, ``"row"`` or ``"two_launch"``.
+        check: also check that tensor parameters are finite, which waits for the device.
+
+    Returns:
+        ``[B, ...]`` in the predictions' dtype; float64 inputs accumulate in float64.
+
+    Raises:
+        TypeError, ValueError: naming the argument, for anything that does not fit.
+        RuntimeError: if a backend is asked for that can't run there.
+    """
+    names = program.predictions
+    if len(predictions) != len(names):
+        raise ValueError(f"predictions: expected {len(names)} ({', '.join(names)}), got {len(predictions)}")
+    _check(names, predictions)
+    first = predictions[0]
+    given = params or {}
+    batch = first.shape[0]
+    if len(given) != len(program.params) or any(name not in given for name in program.params):
+        missing = [n for n in program.params if n not in given]
+        extra = [n for n in given if n not in program.params]
+        raise ValueError(f"params: missing {missing}, unknown {extra}; the formula takes {list(program.params)}")
+    values = [check_param(name, given[name], batch, first.device, check) for name in program.params]
+    if out is not None:
+        _check((names[0], "out"), (first, out))
+    if first.numel() == 0:
+        return torch.empty_like(first) if out is None else out
+
+    tracing = torch.compiler.is_compiling()
+    grad = torch.is_grad_enabled() and any(
+        isinstance(t, Tensor) and t.requires_grad for t in (*predictions, *values)
+    )
+    if tracing or grad:
+        result = functional.guide_rows(program, [p.flatten(1) for p in predictions], values).view(first.shape)
+        return result if out is None else out.copy_(result)
+
+    path = choose_backend(program, first.numel() // batch, first.device, backend)
+    if path == "lerp":
+        if (done := _lerp(program, predictions, values, out)) is not None:
+            return done
+        path = "small" if first.device.type == "cpu" else "torch"
+    return _run(path, program, predictions, values, out, strategy, forced=backend == "triton")
+
+
+def _lerp(
+    program: Program, predictions: Sequence[Tensor], values: Sequence[Any], out: Tensor | None
+) -> Tensor | None:
+    """The one-kernel form, or None where the formula's base weight is not 1 or a scale varies by sample."""
+    if any(isinstance(v, Tensor) and (v.device.type != "cpu" or v.dim()) for v in values):
+        return None
+    weight = cpu.lerp_weight(program, [v.item() if isinstance(v, Tensor) else v for v in values])
+    if weight is None:
+        return None
+    base, other = predictions
+    return torch.lerp(base, other, weight) if out is None else torch.lerp(base, other, weight, out=out)
+
+
+def _run(
+    path: str,
+    program: Program,
+    predictions: Sequence[Tensor],
+    values: Sequence[Any],
+    out: Tensor | None,
+    strategy: Strategy | None,
+    forced: bool,
+) -> Tensor:
+    first = predictions[0]
+    target = torch.empty_like(first) if out is None else out
+    *inputs, rows = _rows([*predictions, target])
+    # A reshape that had to copy leaves `target` apart; a compiled function may not write what it also reads.
+    direct = _same_memory(rows, target)
+    if path == "inductor" and any(_same_memory(target, p) for p in predictions):
+        direct = False
+    destination = rows if direct else torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+
+    if path == "triton":
+        try:
+            triton_backend.guide_triton(program, inputs, values, destination, strategy=strategy)
+        except Exception as error:
+            if forced:
+                raise
+            _BROKEN.add(program)
+            reason = f"{type(error).__name__}: {error}"
+            warn_once(f"fastcfg: a Triton kernel could not be built or launched, the torch path is used ({reason})")
+            path = "torch"
+    if path == "small":
+        cpu.guide_small(program, inputs, values, destination)
+    elif path == "inductor":
+        cpu.guide_compiled(program, inputs, values, destination)
+    elif path == "torch":
+        with torch.no_grad():
+            destination.copy_(functional.guide_rows(program, inputs, values))
+    if not direct:
+        target.copy_(destination.view(target.shape) if destination.is_contiguous() else destination.reshape(target.shape))
+    return target

@@ -1,0 +1,107 @@
+"""The functions a guidance formula may call, on every backend.
+
+A formula is written once with ``+ - * /`` and these functions. The same source runs on torch tensors
+(eager, ``torch.compile``, ONNX export), on NumPy and Python scalars (the eager CPU path) and inside a Triton
+kernel. Each function therefore looks at what it was given:
+
+* inside a compiled Triton kernel ``_semantic`` is passed by the compiler;
+* under Triton's interpreter the arguments are ``tl.tensor``;
+* otherwise they are torch tensors, or host numbers.
+
+Only operations that every device and the interpreter have are here; nothing that lives in a device library alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+try:
+    import triton.language as tl
+except ImportError:  # Triton is optional: without it no argument can be a tl.tensor.
+    tl = None
+
+__all__ = ["abs", "exp", "maximum", "minimum", "sqrt", "where"]
+
+
+def _in_triton(semantic: Any, *args: Any) -> bool:
+    if semantic is not None:
+        return True
+    return tl is not None and any(isinstance(arg, tl.tensor) for arg in args)
+
+
+def _kwargs(semantic: Any) -> dict[str, Any]:
+    return {} if semantic is None else {"_semantic": semantic}
+
+
+def _builtin(fn: Callable[..., Any]) -> Callable[..., Any]:
+    fn.__triton_builtin__ = True  # type: ignore[attr-defined]  # Triton then calls it with `_semantic`.
+    return fn
+
+
+def _pair(a: Any, b: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both as tensors; a host number takes the other's dtype and device, and no memory is read from a device."""
+    if not isinstance(a, torch.Tensor):
+        a = torch.full((), a, dtype=b.dtype, device=b.device)
+    elif not isinstance(b, torch.Tensor):
+        b = torch.full((), b, dtype=a.dtype, device=a.device)
+    return a, b
+
+
+@_builtin
+def sqrt(x: Any, _semantic: Any = None) -> Any:
+    """Square root, correctly rounded; NaN below zero."""
+    if _in_triton(_semantic, x):
+        if x.dtype.is_fp64():  # `sqrt_rn` is the correctly rounded form of fp32 alone; fp64's own already is.
+            return tl.sqrt(x, **_kwargs(_semantic))
+        return tl.sqrt_rn(x, **_kwargs(_semantic))
+    return torch.sqrt(x) if isinstance(x, torch.Tensor) else np.sqrt(x)
+
+
+@_builtin
+def exp(x: Any, _semantic: Any = None) -> Any:
+    """Natural exponential."""
+    if _in_triton(_semantic, x):
+        return tl.exp(x, **_kwargs(_semantic))
+    return torch.exp(x) if isinstance(x, torch.Tensor) else np.exp(x)
+
+
+@_builtin
+def abs(x: Any, _semantic: Any = None) -> Any:
+    """Absolute value."""
+    if _in_triton(_semantic, x):
+        return tl.abs(x, **_kwargs(_semantic))
+    return torch.abs(x) if isinstance(x, torch.Tensor) else np.abs(x)
+
+
+@_builtin
+def minimum(a: Any, b: Any, _semantic: Any = None) -> Any:
+    """Elementwise minimum. A NaN in either argument stays NaN."""
+    if _in_triton(_semantic, a, b):
+        return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL, **_kwargs(_semantic))
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return torch.minimum(*_pair(a, b))
+    return np.minimum(a, b)
+
+
+@_builtin
+def maximum(a: Any, b: Any, _semantic: Any = None) -> Any:
+    """Elementwise maximum. A NaN in either argument stays NaN."""
+    if _in_triton(_semantic, a, b):
+        return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL, **_kwargs(_semantic))
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return torch.maximum(*_pair(a, b))
+    return np.maximum(a, b)
+
+
+@_builtin
+def where(condition: Any, a: Any, b: Any, _semantic: Any = None) -> Any:
+    """``a`` where ``condition`` holds, else ``b``: a select, so a NaN in the branch not taken does no harm."""
+    if _in_triton(_semantic, condition, a, b):
+        return tl.where(condition, a, b, **_kwargs(_semantic))
+    if isinstance(condition, torch.Tensor):
+        return torch.where(condition, a, b)
+    return np.where(condition, a, b)[()]

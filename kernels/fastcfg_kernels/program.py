@@ -1,0 +1,248 @@
+"""From named formulas to a program: which sums a guidance needs, and one function from sums to weights.
+
+A **formula** is a plain Python function of scalars. Its argument names say what it needs:
+
+=================  ==============================================================================
+``dot_A_B``        the sum of ``A*B`` over a sample
+``cov_A_B``        the centred sum of ``(A-mean A)*(B-mean B)`` (divide by ``count-1`` for a covariance)
+``sum_A``          the sum of ``A``
+``count``          the number of elements that the sums run over
+anything else      a parameter of the rule: a number, a 0-dim tensor, or a ``[B]`` tensor
+=================  ==============================================================================
+
+``A`` and ``B`` are a prediction's name (``cond``), or a delta from the first prediction (``d_cond = cond - uncond``,
+written ``d`` where there are just two predictions). A rule's formula returns the weights of the **difference
+basis**, the first prediction and the deltas::
+
+    def cfg(scale):
+        return 1.0, scale            # uncond + scale * (cond - uncond)
+
+A **modifier** works on the result of what stands before it, named ``y``, and returns a factor for it, or the
+bounds of a clamp.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any, Literal
+
+__all__ = ["Pair", "Program", "Stage", "compile_program"]
+
+Kind = Literal["weights", "factor", "clamp"]
+Pair = tuple[str, str, str]  # (kind, vector, vector), kind being "dot" or "cov"
+
+_RESULT = "y"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One formula of a program.
+
+    Args:
+        fn: the formula, a plain function of scalars.
+        kind: ``"weights"`` (first stage), ``"factor"`` (``y *= f``) or ``"clamp"`` (``y = clip(y, low, high)``).
+        rename: pairs ``(argument, public name)`` for parameters that callers know by another name.
+    """
+
+    fn: Callable[..., Any]
+    kind: Kind = "weights"
+    rename: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled guidance: what to sum, and the function from sums and parameters to weights.
+
+    Attributes:
+        predictions: names of the inputs, the base first.
+        pairs: the sums needed, as ``(kind, vector, vector)``. Vectors are numbered: ``0 … K-1`` is the difference
+            basis and ``K … 2K-2`` the predictions other than the base.
+        means: vectors whose mean is needed.
+        params: public names of the parameters, in call order.
+        clamps: whether the result is clipped to ``[low, high]``.
+        source: the text of :attr:`weigh`, a function ``weigh(sums, count, params)`` of two tuples and a number;
+            ``sums`` holds the pairs' sums and then the means. It returns K weights, and then ``low, high`` where
+            :attr:`clamps`.
+    """
+
+    predictions: tuple[str, ...]
+    pairs: tuple[tuple[str, int, int], ...]
+    means: tuple[int, ...]
+    params: tuple[str, ...]
+    clamps: bool
+    source: str
+    stages: tuple[Stage, ...]
+    weigh: Callable[..., tuple[Any, ...]] = field(compare=False, repr=False)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.predictions, self.stages))
+
+    @property
+    def reduces(self) -> bool:
+        """Whether any sum over the elements is needed."""
+        return bool(self.pairs or self.means)
+
+    @property
+    def centred(self) -> tuple[int, ...]:
+        """Vectors whose tile means are needed: those of ``cov`` pairs, and those in :attr:`means`."""
+        vectors = {v for kind, a, b in self.pairs if kind == "cov" for v in (a, b)}
+        return tuple(sorted(vectors | set(self.means)))
+
+    def function(self, wrap: Callable[[Callable[..., Any]], Any] | None = None) -> Callable[..., Any]:
+        """``weigh`` as a fresh function whose formulas went through ``wrap`` (Triton's ``jit``, say)."""
+        return _build(self.source, self.stages, wrap or (lambda fn: fn))
+
+
+class _Vectors:
+    """Names of the fixed vectors of a list of predictions, and their numbers."""
+
+    def __init__(self, predictions: tuple[str, ...]) -> None:
+        base, *others = predictions
+        size = len(predictions)
+        self.number: dict[str, int] = {base: 0}
+        for k, name in enumerate(others, start=1):
+            self.number[f"d_{name}"] = k
+            self.number[name] = size - 1 + k
+        if size == 2:
+            self.number.setdefault("d", 1)
+        self.size = size
+
+    def split(self, text: str) -> tuple[str, str] | None:
+        """``"cond_d_cond"`` as ``("cond", "d_cond")``: the names may hold underscores themselves."""
+        names = {*self.number, _RESULT}
+        found = [(text[:i], text[i + 1 :]) for i, ch in enumerate(text) if ch == "_"]
+        found = [(a, b) for a, b in found if a in names and b in names]
+        if len(found) > 1:
+            raise ValueError(f"formula: the sum of {text!r} reads in several ways: {found}; rename the predictions")
+        return found[0] if found else None
+
+
+class _Writer:
+    """Writes the source of ``weigh``, and collects the sums and parameters on the way."""
+
+    def __init__(self, predictions: tuple[str, ...]) -> None:
+        self.vectors = _Vectors(predictions)
+        self.pairs: list[tuple[str, int, int]] = []
+        self.means: list[int] = []
+        self.params: list[str] = []
+        self.lines: list[str] = []
+
+    def pair(self, kind: str, a: int, b: int) -> str:
+        key = (kind, min(a, b), max(a, b))
+        if key not in self.pairs:
+            self.pairs.append(key)
+        return f"PAIR{self.pairs.index(key)}_"
+
+    def _expand(self, kind: str, a: str, b: str) -> str:
+        """The sum of two vectors as an expression; ``y`` is expanded over the difference basis."""
+        basis = range(self.vectors.size)
+        number = self.vectors.number
+        if a == _RESULT and b == _RESULT:
+            terms = [f"w{i} * w{i} * {self.pair(kind, i, i)}" for i in basis]
+            terms += [f"2.0 * w{i} * w{j} * {self.pair(kind, i, j)}" for i in basis for j in basis if i < j]
+            return " + ".join(terms)
+        if _RESULT in (a, b):
+            other = number[b if a == _RESULT else a]
+            return " + ".join(f"w{i} * {self.pair(kind, i, other)}" for i in basis)
+        return self.pair(kind, number[a], number[b])
+
+    def _mean(self, vector: int) -> str:
+        if vector not in self.means:
+            self.means.append(vector)
+        return f"MEAN{self.means.index(vector)}_"
+
+    def argument(self, name: str, stage: Stage) -> str:
+        if name == "count":
+            return "count"
+        kind, _, rest = name.partition("_")
+        if kind in ("dot", "cov") and (split := self.vectors.split(rest)):
+            return self._expand(kind, *split)
+        if kind == "sum" and rest == _RESULT:
+            return " + ".join(f"w{i} * {self._mean(i)} * count" for i in range(self.vectors.size))
+        if kind == "sum" and rest in self.vectors.number:
+            return f"{self._mean(self.vectors.number[rest])} * count"
+        if kind in ("dot", "cov", "sum") and rest:
+            known = sorted({*self.vectors.number, _RESULT})
+            raise ValueError(
+                f"formula {stage.fn.__name__}: argument {name!r} names an unknown vector; known are {known}"
+            )
+        public = dict(stage.rename).get(name, name)
+        if public not in self.params:
+            self.params.append(public)
+        return f"params[{self.params.index(public)}]"
+
+    def stage(self, index: int, stage: Stage) -> None:
+        names = list(inspect.signature(stage.fn).parameters)
+        if index == 0 and any(_RESULT in (n.split("_")[1:]) for n in names if n.startswith(("dot_", "cov_", "sum_"))):
+            raise ValueError(f"formula {stage.fn.__name__}: the result 'y' is known to modifiers only")
+        call = f"formula{index}({', '.join(self.argument(name, stage) for name in names)})"
+        weights = ", ".join(f"w{i}" for i in range(self.vectors.size))
+        if stage.kind == "weights":
+            self.lines.append(f"{weights}, = {call}" if self.vectors.size == 1 else f"{weights} = {call}")
+        elif stage.kind == "factor":
+            self.lines.append(f"factor{index} = {call}")
+            self.lines.extend(f"w{i} = w{i} * factor{index}" for i in range(self.vectors.size))
+        else:
+            self.lines.append(f"low, high = {call}")
+
+    def source(self, clamps: bool) -> str:
+        weights = ", ".join(f"w{i}" for i in range(self.vectors.size))
+        result = weights + (", low, high" if clamps else "," if self.vectors.size == 1 else "")
+        text = "\n".join(["def weigh(sums, count, params):", *(f"    {line}" for line in self.lines)])
+        text += f"\n    return {result}\n"
+        for i in reversed(range(len(self.pairs))):
+            text = text.replace(f"PAIR{i}_", f"sums[{i}]")
+        for i in reversed(range(len(self.means))):
+            text = text.replace(f"MEAN{i}_", f"sums[{len(self.pairs) + i}]")
+        return text
+
+
+def _build(source: str, stages: Sequence[Stage], wrap: Callable[[Callable[..., Any]], Any]) -> Callable[..., Any]:
+    """Run the generated source, under a name in ``linecache`` so that Triton, Dynamo and tracebacks can read it."""
+    filename = f"<fastcfg formula {'+'.join(s.fn.__name__ for s in stages)} {abs(hash(source)):x}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    scope: dict[str, Any] = {f"formula{i}": wrap(stage.fn) for i, stage in enumerate(stages)}
+    exec(compile(source, filename, "exec"), scope)
+    return scope["weigh"]
+
+
+@cache
+def compile_program(predictions: tuple[str, ...], stages: tuple[Stage, ...]) -> Program:
+    """Compile formulas over named predictions into a :class:`Program` (cached).
+
+    Args:
+        predictions: names, the base first.
+        stages: the rule's formula and then its modifiers, innermost first. A clamp is last.
+
+    Raises:
+        ValueError: for a name that is not known, an argument list that cannot be read, or stages out of order.
+    """
+    if not predictions or len(set(predictions)) != len(predictions):
+        raise ValueError(f"predictions: expected distinct names, got {predictions!r}")
+    if not stages or stages[0].kind != "weights" or any(s.kind == "weights" for s in stages[1:]):
+        raise ValueError("stages: the first, and only the first, returns weights")
+    clamps = [s.kind == "clamp" for s in stages]
+    if any(clamps[:-1]):
+        raise ValueError("stages: a clamp is elementwise and has to be the outermost modifier")
+    writer = _Writer(predictions)
+    for index, stage in enumerate(stages):
+        writer.stage(index, stage)
+    source = writer.source(clamps[-1])
+    return Program(
+        predictions=predictions,
+        pairs=tuple(writer.pairs),
+        means=tuple(writer.means),
+        params=tuple(writer.params),
+        clamps=clamps[-1],
+        source=source,
+        stages=stages,
+        weigh=_build(source, stages, lambda fn: fn),
+    )

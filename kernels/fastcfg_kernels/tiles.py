@@ -1,0 +1,109 @@
+"""The torch form of the Gram stage: centred sums by tiles, merged in Chan's way.
+
+A sample's ``N`` elements are cut into tiles of :data:`TILE`, whatever the batch, the device or the thread count.
+Each tile subtracts its own mean, which it takes relative to its first element, so that a constant has exactly zero
+variance and a mean a thousand times the spread costs no digits (a one-pass ``sum(x*x) - sum(x)**2/n`` loses them all).
+
+Source: Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983, eq. 2.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .program import Program
+
+__all__ = ["TILE", "accumulator", "basis", "sample_sums"]
+
+TILE = 4096
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums and weights are kept in: float64 for float64 inputs, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def basis(predictions: Sequence[Tensor], acc: torch.dtype) -> list[Tensor]:
+    """The difference basis ``[base, delta, …]`` in ``acc``."""
+    base = predictions[0].to(acc)
+    return [base, *(p.to(acc) - base for p in predictions[1:])]
+
+
+def _tile_sums(program: Program, tiles: Sequence[Tensor], acc: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    """Per tile: means of the centred vectors, and the pairs' sums.
+
+    Args:
+        tiles: K predictions ``[..., L]``.
+
+    Returns:
+        ``(means, sums)``, each a list of ``[...]``; ``cov`` sums are centred at the tile's own means.
+    """
+    vectors = basis(tiles, acc) + [p.to(acc) for p in tiles[1:]]
+    means, centred = {}, {}
+    for v in program.centred:
+        pivot = vectors[v][..., :1]
+        shifted = vectors[v] - pivot
+        mean = shifted.mean(-1, keepdim=True)
+        centred[v] = shifted - mean
+        means[v] = (mean + pivot)[..., 0]
+    sums = []
+    for kind, a, b in program.pairs:
+        x, y = (centred[a], centred[b]) if kind == "cov" else (vectors[a], vectors[b])
+        sums.append((x * y).sum(-1))
+    return list(means.values()), sums
+
+
+def sample_sums(program: Program, predictions: Sequence[Tensor]) -> list[Tensor]:
+    """The sums that ``program.weigh`` takes.
+
+    Args:
+        predictions: K tensors ``[..., N]`` of one floating dtype.
+
+    Returns:
+        A list of ``[...]`` tensors in the accumulator's dtype: the pairs' sums, then the means.
+    """
+    acc = accumulator(predictions[0].dtype)
+    count = predictions[0].shape[-1]
+    whole = count // TILE
+    rest = count - whole * TILE
+    if whole == 0:
+        means, sums = _tile_sums(program, predictions, acc)
+        by_vector = dict(zip(program.centred, means, strict=True))
+        return sums + [by_vector[v] for v in program.means]
+    cut = count - rest
+    main = [p if rest == 0 else p[..., :cut] for p in predictions]
+    means, sums = _tile_sums(program, [p.unflatten(-1, (-1, TILE)) for p in main], acc)
+    tail_means: list[Tensor] = []
+    tail_sums: list[Tensor] = []
+    if rest:
+        tail_means, tail_sums = _tile_sums(program, [p[..., cut:] for p in predictions], acc)
+
+    grand: dict[int, Tensor] = {}
+    spread: dict[int, tuple[Tensor, Tensor | None]] = {}
+    for i, v in enumerate(program.centred):
+        pivot = means[i][..., :1]
+        shift = means[i] - pivot
+        total = shift.sum(-1, keepdim=True) * TILE
+        tail = None
+        if rest:
+            tail = tail_means[i].unsqueeze(-1) - pivot
+            total = total + tail * rest
+        mean = total / count
+        grand[v] = (pivot + mean)[..., 0]
+        spread[v] = shift - mean, None if tail is None else (tail - mean)[..., 0]
+
+    merged = []
+    for i, (kind, a, b) in enumerate(program.pairs):
+        value = sums[i].sum(-1)
+        if rest:
+            value = value + tail_sums[i]
+        if kind == "cov":
+            (main_a, tail_a), (main_b, tail_b) = spread[a], spread[b]
+            value = value + (main_a * main_b).sum(-1) * TILE
+            if tail_a is not None and tail_b is not None:
+                value = value + tail_a * tail_b * rest
+        merged.append(value)
+    return merged + [grand[v] for v in program.means]

@@ -1,0 +1,121 @@
+"""Launches the Triton kernels on ``[B, N]`` rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .launch_plan import Strategy, plan_launch
+from .program import Program
+from .tiles import accumulator
+
+__all__ = ["guide_triton", "interpreting", "kernel_constants", "unavailable"]
+
+
+@cache
+def _import_error() -> str | None:
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton is not installed ({error}); pip install 'fastcfg[gpu]'"
+    return None
+
+
+def interpreting() -> bool:
+    """Whether Triton runs in its interpreter (``TRITON_INTERPRET=1``), which needs no GPU."""
+    if _import_error():
+        return False
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why Triton can't run on a device, or None where it can."""
+    if error := _import_error():
+        return error
+    if device.type == "cuda":
+        return None
+    if device.type == "cpu" and interpreting():
+        return None
+    if device.type == "cpu":
+        return "Triton runs on a CPU in its interpreter only (TRITON_INTERPRET=1 before the first import)"
+    return f"device type {device.type!r} has not been tried with these kernels"
+
+
+@cache
+def kernel_constants(program: Program) -> dict[str, Any]:
+    """The compile-time arguments of a program's kernels."""
+    import triton
+
+    centred = program.centred
+    pairs = tuple(
+        (True, centred.index(a), centred.index(b)) if kind == "cov" else (False, a, b)
+        for kind, a, b in program.pairs
+    )
+    return {
+        # The interpreter runs plain Python; only the compiler wants formulas wrapped.
+        "WEIGH": program.weigh if interpreting() else triton.jit(program.function(triton.jit)),
+        "PAIRS": pairs,
+        "CENTRED": centred,
+        "MEANS": tuple(centred.index(v) for v in program.means),
+        "CLAMP": program.clamps,
+    }
+
+
+def guide_triton(
+    program: Program,
+    predictions: Sequence[Tensor],
+    params: Sequence[Any],
+    out: Tensor,
+    *,
+    strategy: Strategy | None = None,
+) -> None:
+    """Guide ``[B, N]`` rows (last stride 1, any batch stride) on their device; writes ``out``.
+
+    Args:
+        params: numbers, or tensors of shape ``[]`` or ``[B]`` on the same device.
+        out: ``[B, N]``, one of the predictions or apart from them.
+        strategy: force a launch strategy.
+    """
+    import triton.language as tl
+
+    from .triton_kernels import apply_kernel, row_kernel, tile_kernel
+
+    batch, count = out.shape
+    acc = accumulator(predictions[0].dtype)
+    constants = kernel_constants(program)
+    plan = plan_launch(
+        count, len(predictions), predictions[0].element_size(), reduces=program.reduces, strategy=strategy
+    )
+    values = tuple(p if isinstance(p, Tensor) else float(p) for p in params)
+    param_strides = tuple((p.stride(0) if p.dim() else 0) if isinstance(p, Tensor) else -1 for p in values)
+    strides = tuple(p.stride(0) for p in predictions)
+    sums = {"PAIRS": constants["PAIRS"], "CENTRED": constants["CENTRED"]}
+    shared = {"TILE": plan.tile, "ACC": tl.float64 if acc == torch.float64 else tl.float32}
+    weights = {key: constants[key] for key in ("WEIGH", "MEANS", "CLAMP")} | {"STRIDES": param_strides}
+    launch = {"num_warps": plan.num_warps}
+    inputs = tuple(predictions)
+
+    device = torch.cuda.device(out.device) if out.device.type == "cuda" else nullcontext()
+    with device:
+        if plan.strategy == "row":
+            row_kernel[(batch,)](
+                inputs, out, values, strides, out.stride(0), count,
+                TILES=plan.tiles, **sums, **weights, **shared, **launch,
+            )  # fmt: skip
+            return
+        grid = (plan.tiles, batch)
+        slots = len(program.centred) + len(program.pairs)
+        workspace = torch.empty((batch, max(slots, 1), plan.tiles), dtype=acc, device=out.device)
+        if program.reduces:
+            tile_kernel[grid](inputs, workspace, strides, count, plan.tiles, **sums, **shared, **launch)
+        apply_kernel[grid](
+            inputs, out, values, workspace, strides, out.stride(0), count, plan.tiles,
+            **sums, **weights, **shared, **launch,
+        )  # fmt: skip

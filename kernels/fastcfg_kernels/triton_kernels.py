@@ -1,0 +1,293 @@
+"""The Triton kernels: Gram of tiles, weights, combine.
+
+One family serves every rule. The number of predictions, the sums and the formula are compile-time values; scales,
+batch and length are run-time values. The arithmetic is that of :mod:`fastcfg_kernels.tiles`: centred tile sums,
+merged in Chan's way, in the difference basis, with one rounding at the store.
+
+Two launches of one arithmetic:
+
+* :func:`row_kernel`, one program a sample: reads each prediction once and keeps it in registers;
+* :func:`tile_kernel` and :func:`apply_kernel`: partial sums of tiles, then the combine; any size.
+
+Both cut a sample into the same tiles of ``TILE`` elements and merge their partial sums lane by lane in the same
+order.
+"""
+
+# The interpreter and the compiler both read annotations of `tl.constexpr`: no postponed evaluation here.
+import triton
+import triton.language as tl
+
+__all__ = ["MERGE", "apply_kernel", "row_kernel", "tile_kernel"]
+
+MERGE = 128
+"""Lanes over which the partial sums of tiles are merged: tile ``t`` belongs to lane ``t % MERGE``."""
+
+_MERGE = tl.constexpr(MERGE)
+
+
+@triton.jit
+def _load(predictions, rows, start, count, TILE: tl.constexpr):
+    """Predictions' elements ``start … start+TILE``, in their own dtype; zero beyond ``count``."""
+    offsets = start + tl.arange(0, TILE).to(tl.int64)
+    raw = ()
+    for k in tl.static_range(len(predictions)):
+        raw = raw + (tl.load(predictions[k] + rows[k] + offsets, mask=offsets < count, other=0.0),)
+    return raw
+
+
+@triton.jit
+def _vectors(raw, ACC: tl.constexpr):
+    """The fixed vectors in ``ACC``: the difference basis, then the predictions other than the base."""
+    base = raw[0].to(ACC)
+    out = (base,)
+    for k in tl.static_range(1, len(raw)):
+        out = out + (raw[k].to(ACC) - base,)
+    for k in tl.static_range(1, len(raw)):
+        out = out + (raw[k].to(ACC),)
+    return out
+
+
+@triton.jit
+def _first(predictions, rows, start, ACC: tl.constexpr):
+    """The fixed vectors' first element of a tile: the pivot that the tile's mean is taken from."""
+    raw = ()
+    for k in tl.static_range(len(predictions)):
+        raw = raw + (tl.load(predictions[k] + rows[k] + start),)
+    return _vectors(raw, ACC)
+
+
+@triton.jit
+def tile_sums(raw, first, size, PAIRS: tl.constexpr, CENTRED: tl.constexpr, TILE: tl.constexpr, ACC: tl.constexpr):
+    """Partial sums of one tile: the means of the centred vectors, then the pairs' sums.
+
+    Args:
+        raw: K blocks ``[TILE]``, zero beyond ``size``.
+        first: the fixed vectors' first elements.
+        size: elements of this tile (the last one may be partial).
+        PAIRS: ``((centred, a, b), …)``; CENTRED: the vectors that need a mean.
+    """
+    inside = tl.arange(0, TILE) < size
+    vectors = _vectors(raw, ACC)
+    means = ()
+    centred = ()
+    for i in tl.static_range(len(CENTRED)):
+        shifted = tl.where(inside, vectors[CENTRED[i]] - first[CENTRED[i]], 0.0)
+        mean = tl.sum(shifted, axis=0) / size.to(ACC)
+        centred = centred + (tl.where(inside, shifted - mean, 0.0),)
+        means = means + (mean + first[CENTRED[i]],)
+    sums = ()
+    for i in tl.static_range(len(PAIRS)):
+        if PAIRS[i][0]:
+            product = centred[PAIRS[i][1]] * centred[PAIRS[i][2]]
+        else:
+            product = vectors[PAIRS[i][1]] * vectors[PAIRS[i][2]]
+        sums = sums + (tl.sum(product, axis=0),)
+    return means + sums
+
+
+@triton.jit
+def _weigh(
+    means, sums, count, params, b, WEIGH: tl.constexpr, MEANS: tl.constexpr, STRIDES: tl.constexpr, ACC: tl.constexpr
+):
+    """Weights from merged sums: loads the sample's parameters and calls the generated formula."""
+    values = ()
+    for i in tl.static_range(len(params)):
+        if STRIDES[i] < 0:
+            values = values + (tl.full((), params[i], ACC),)
+        else:
+            values = values + (tl.load(params[i] + b * STRIDES[i]).to(ACC),)
+    gram = sums
+    for i in tl.static_range(len(MEANS)):
+        gram = gram + (means[MEANS[i]],)
+    return WEIGH(gram, count.to(ACC), values)
+
+
+@triton.jit
+def _combine(raw, weights, CLAMP: tl.constexpr, ACC: tl.constexpr):
+    """``sum_k w_k b_k`` over the difference basis, then the clamp."""
+    vectors = _vectors(raw, ACC)
+    size: tl.constexpr = len(raw)
+    result = vectors[size - 1] * weights[size - 1]
+    for k in tl.static_range(1, size):
+        result = vectors[size - 1 - k] * weights[size - 1 - k] + result
+    if CLAMP:
+        result = tl.minimum(result, tl.full((), weights[size + 1], ACC), propagate_nan=tl.PropagateNan.ALL)
+        result = tl.maximum(result, tl.full((), weights[size], ACC), propagate_nan=tl.PropagateNan.ALL)
+    return result
+
+
+@triton.jit
+def row_kernel(
+    predictions,
+    out,
+    params,
+    strides,
+    out_stride,
+    count,
+    WEIGH: tl.constexpr,
+    PAIRS: tl.constexpr,
+    CENTRED: tl.constexpr,
+    MEANS: tl.constexpr,
+    STRIDES: tl.constexpr,
+    CLAMP: tl.constexpr,
+    TILES: tl.constexpr,
+    TILE: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """One program guides one sample of at most ``TILES * TILE`` elements, all of them held in registers.
+
+    Args:
+        predictions: K pointers; sample ``b`` of prediction ``k`` starts at ``b * strides[k]``, contiguous.
+        out: pointer, sample ``b`` at ``b * out_stride``. It may be one of the predictions.
+        params: numbers (``STRIDES[i] < 0``) or pointers to ``[B]`` (stride 1) or 0-dim (stride 0) tensors.
+        count: elements of a sample.
+    """
+    b = tl.program_id(0).to(tl.int64)
+    rows = ()
+    for k in tl.static_range(len(predictions)):
+        rows = rows + (b * strides[k],)
+    blocks = ()
+    for t in tl.static_range(TILES):
+        blocks = blocks + (_load(predictions, rows, t * TILE, count, TILE),)
+
+    lane = tl.arange(0, _MERGE)
+    slots: tl.constexpr = len(CENTRED) + len(PAIRS)
+    lanes = ()
+    for s in tl.static_range(slots):
+        lanes = lanes + (tl.zeros((_MERGE,), ACC),)
+    for t in tl.static_range(TILES):
+        size = tl.minimum(count - t * TILE, TILE)
+        partial = tile_sums(
+            blocks[t], _first(predictions, rows, t * TILE, ACC), size, PAIRS, CENTRED, TILE, ACC
+        )
+        filled = ()
+        for s in tl.static_range(slots):
+            filled = filled + (tl.where(lane == t, partial[s], lanes[s]),)
+        lanes = filled
+
+    sizes = tl.minimum(tl.maximum(count - lane * TILE, 0), TILE).to(ACC)
+    means = ()
+    centred = ()
+    for i in tl.static_range(len(CENTRED)):
+        pivot = tl.sum(tl.where(lane == 0, lanes[i], 0.0), axis=0)
+        shift = tl.where(sizes > 0, lanes[i] - pivot, 0.0)
+        mean = tl.sum(shift * sizes, axis=0) / count.to(ACC)
+        means = means + (pivot + mean,)
+        centred = centred + (shift - mean,)
+    sums = ()
+    for i in tl.static_range(len(PAIRS)):
+        value = lanes[len(CENTRED) + i]
+        if PAIRS[i][0]:
+            value += centred[PAIRS[i][1]] * centred[PAIRS[i][2]] * sizes
+        sums = sums + (tl.sum(value, axis=0),)
+
+    weights = _weigh(means, sums, count, params, b, WEIGH, MEANS, STRIDES, ACC)
+    for t in tl.static_range(TILES):
+        offsets = t * TILE + tl.arange(0, TILE).to(tl.int64)
+        result = _combine(blocks[t], weights, CLAMP, ACC)
+        tl.store(out + b * out_stride + offsets, result.to(out.dtype.element_ty), mask=offsets < count)
+
+
+@triton.jit
+def tile_kernel(
+    predictions,
+    workspace,
+    strides,
+    count,
+    tiles,
+    PAIRS: tl.constexpr,
+    CENTRED: tl.constexpr,
+    TILE: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """First of two launches: program ``(t, b)`` writes the partial sums of tile ``t`` of sample ``b``.
+
+    ``workspace`` is ``[B, slots, tiles]`` in ``ACC``, slots being the means and then the pairs' sums.
+    """
+    t = tl.program_id(0)
+    b = tl.program_id(1).to(tl.int64)
+    start = t.to(tl.int64) * TILE
+    rows = ()
+    for k in tl.static_range(len(predictions)):
+        rows = rows + (b * strides[k],)
+    raw = _load(predictions, rows, start, count, TILE)
+    size = tl.minimum(count - start, TILE)
+    partial = tile_sums(raw, _first(predictions, rows, start, ACC), size, PAIRS, CENTRED, TILE, ACC)
+    slots: tl.constexpr = len(CENTRED) + len(PAIRS)
+    for s in tl.static_range(slots):
+        tl.store(workspace + (b * slots + s) * tiles + t, partial[s])
+
+
+@triton.jit
+def _spread(workspace, row, index, tiles, sizes):
+    """Tiles' means relative to the first tile's; zero where there is no tile."""
+    mean = tl.load(workspace + row + index, mask=index < tiles, other=0.0)
+    return tl.where(sizes > 0, mean - tl.load(workspace + row), 0.0)
+
+
+@triton.jit
+def apply_kernel(
+    predictions,
+    out,
+    params,
+    workspace,
+    strides,
+    out_stride,
+    count,
+    tiles,
+    WEIGH: tl.constexpr,
+    PAIRS: tl.constexpr,
+    CENTRED: tl.constexpr,
+    MEANS: tl.constexpr,
+    STRIDES: tl.constexpr,
+    CLAMP: tl.constexpr,
+    TILE: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Second of two launches: program ``(t, b)`` merges the sample's partial sums and combines tile ``t``.
+
+    A rule without sums is this launch alone. Arguments as for :func:`row_kernel` and :func:`tile_kernel`.
+    """
+    t = tl.program_id(0)
+    b = tl.program_id(1).to(tl.int64)
+    rows = ()
+    for k in tl.static_range(len(predictions)):
+        rows = rows + (b * strides[k],)
+
+    slots: tl.constexpr = len(CENTRED) + len(PAIRS)
+    lane = tl.arange(0, _MERGE)
+    offsets_of_mean = ()
+    means = ()
+    for i in tl.static_range(len(CENTRED)):
+        row = (b * slots + i) * tiles
+        lanes = tl.zeros((_MERGE,), ACC)
+        for chunk in range(0, tiles, _MERGE):
+            index = chunk + lane
+            sizes = tl.minimum(tl.maximum(count - index.to(tl.int64) * TILE, 0), TILE).to(ACC)
+            lanes += _spread(workspace, row, index, tiles, sizes) * sizes
+        mean = tl.sum(lanes, axis=0) / count.to(ACC)
+        offsets_of_mean = offsets_of_mean + (mean,)
+        means = means + (tl.load(workspace + row) + mean,)
+    sums = ()
+    for i in tl.static_range(len(PAIRS)):
+        row = (b * slots + len(CENTRED) + i) * tiles
+        lanes = tl.zeros((_MERGE,), ACC)
+        for chunk in range(0, tiles, _MERGE):
+            index = chunk + lane
+            value = tl.load(workspace + row + index, mask=index < tiles, other=0.0)
+            if PAIRS[i][0]:
+                sizes = tl.minimum(tl.maximum(count - index.to(tl.int64) * TILE, 0), TILE).to(ACC)
+                spread_x = _spread(workspace, (b * slots + PAIRS[i][1]) * tiles, index, tiles, sizes)
+                spread_y = _spread(workspace, (b * slots + PAIRS[i][2]) * tiles, index, tiles, sizes)
+                spread_x = spread_x - offsets_of_mean[PAIRS[i][1]]
+                spread_y = spread_y - offsets_of_mean[PAIRS[i][2]]
+                value += spread_x * spread_y * sizes
+            lanes += value
+        sums = sums + (tl.sum(lanes, axis=0),)
+
+    weights = _weigh(means, sums, count, params, b, WEIGH, MEANS, STRIDES, ACC)
+    start = t.to(tl.int64) * TILE
+    raw = _load(predictions, rows, start, count, TILE)
+    offsets = start + tl.arange(0, TILE).to(tl.int64)
+    result = _combine(raw, weights, CLAMP, ACC)
+    tl.store(out + b * out_stride + offsets, result.to(out.dtype.element_ty), mask=offsets < count)
