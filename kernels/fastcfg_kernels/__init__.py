@@ -4,6 +4,8 @@ Nothing here knows about diffusion; :mod:`fastcfg` holds the rules.
 """
 
 from . import math
+from .cpu import lerp_weight
+from .generated import function_from_source
 from .guide import Backend, choose_backend, guide
 from .launch_plan import LaunchPlan, plan_launch
 from .program import Program, Stage, compile_program
@@ -15,7 +17,9 @@ __all__ = [
     "Stage",
     "choose_backend",
     "compile_program",
+    "function_from_source",
     "guide",
+    "lerp_weight",
     "math",
     "plan_launch",
 ]

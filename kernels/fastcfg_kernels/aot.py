@@ -137,9 +137,7 @@ def compile_ahead(
     results = []
     for kernel, extra in jobs:
         constexprs = {name: value for name, value in {**fixed, **extra}.items() if name in kernel.arg_names}
-        signature = {
-            name: "constexpr" if name in constexprs else signatures[name] for name in kernel.arg_names
-        }
+        signature = {name: "constexpr" if name in constexprs else signatures[name] for name in kernel.arg_names}
         attrs: dict[tuple[int, ...], Any] = {}
         if aligned:
             divisible = [["tt.divisibility", 16]]

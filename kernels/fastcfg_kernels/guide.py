@@ -191,9 +191,7 @@ def guide(
         return torch.empty_like(first) if out is None else out
 
     tracing = torch.compiler.is_compiling()
-    grad = torch.is_grad_enabled() and any(
-        isinstance(t, Tensor) and t.requires_grad for t in (*predictions, *values)
-    )
+    grad = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (*predictions, *values))
     if tracing or grad:
         result = functional.guide_rows(program, [p.flatten(1) for p in predictions], values).view(first.shape)
         return result if out is None else out.copy_(result)
@@ -206,9 +204,7 @@ def guide(
     return _run(path, program, predictions, values, out, strategy, forced=backend == "triton")
 
 
-def _lerp(
-    program: Program, predictions: Sequence[Tensor], values: Sequence[Any], out: Tensor | None
-) -> Tensor | None:
+def _lerp(program: Program, predictions: Sequence[Tensor], values: Sequence[Any], out: Tensor | None) -> Tensor | None:
     """The one-kernel form, or None where the formula's base weight is not 1 or a scale varies by sample."""
     if any(isinstance(v, Tensor) and (v.device.type != "cpu" or v.dim()) for v in values):
         return None
@@ -255,5 +251,7 @@ def _run(
         with torch.no_grad():
             destination.copy_(functional.guide_rows(program, inputs, values))
     if not direct:
-        target.copy_(destination.view(target.shape) if destination.is_contiguous() else destination.reshape(target.shape))
+        target.copy_(
+            destination.view(target.shape) if destination.is_contiguous() else destination.reshape(target.shape)
+        )
     return target

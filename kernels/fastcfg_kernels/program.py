@@ -24,11 +24,12 @@ bounds of a clamp.
 from __future__ import annotations
 
 import inspect
-import linecache
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal
+
+from .generated import function_from_source
 
 __all__ = ["Pair", "Program", "Stage", "compile_program"]
 
@@ -46,11 +47,16 @@ class Stage:
         fn: the formula, a plain function of scalars.
         kind: ``"weights"`` (first stage), ``"factor"`` (``y *= f``) or ``"clamp"`` (``y = clip(y, low, high)``).
         rename: pairs ``(argument, public name)`` for parameters that callers know by another name.
+        vectors: pairs ``(name, prediction)`` for sums of a vector that the formula calls by a name of its own.
+        width: for weights, how many of the predictions they are for (default all); the others weigh nothing, and
+            serve modifiers.
     """
 
     fn: Callable[..., Any]
     kind: Kind = "weights"
     rename: tuple[tuple[str, str], ...] = ()
+    vectors: tuple[tuple[str, str], ...] = ()
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,32 +110,33 @@ class Program:
 class _Vectors:
     """Names of the fixed vectors of a list of predictions, and their numbers."""
 
-    def __init__(self, predictions: tuple[str, ...]) -> None:
+    def __init__(self, predictions: tuple[str, ...], width: int) -> None:
         base, *others = predictions
         size = len(predictions)
         self.number: dict[str, int] = {base: 0}
         for k, name in enumerate(others, start=1):
             self.number[f"d_{name}"] = k
             self.number[name] = size - 1 + k
-        if size == 2:
+        if width == 2:
             self.number.setdefault("d", 1)
         self.size = size
 
-    def split(self, text: str) -> tuple[str, str] | None:
+    def split(self, text: str, aliases: dict[str, str]) -> tuple[str, str] | None:
         """``"cond_d_cond"`` as ``("cond", "d_cond")``: the names may hold underscores themselves."""
-        names = {*self.number, _RESULT}
+        names = {*self.number, *aliases, _RESULT}
         found = [(text[:i], text[i + 1 :]) for i, ch in enumerate(text) if ch == "_"]
         found = [(a, b) for a, b in found if a in names and b in names]
         if len(found) > 1:
             raise ValueError(f"formula: the sum of {text!r} reads in several ways: {found}; rename the predictions")
-        return found[0] if found else None
+        return (aliases.get(found[0][0], found[0][0]), aliases.get(found[0][1], found[0][1])) if found else None
 
 
 class _Writer:
     """Writes the source of ``weigh``, and collects the sums and parameters on the way."""
 
-    def __init__(self, predictions: tuple[str, ...]) -> None:
-        self.vectors = _Vectors(predictions)
+    def __init__(self, predictions: tuple[str, ...], width: int) -> None:
+        self.vectors = _Vectors(predictions, width)
+        self.width = width
         self.pairs: list[tuple[str, int, int]] = []
         self.means: list[int] = []
         self.params: list[str] = []
@@ -163,10 +170,11 @@ class _Writer:
         if name == "count":
             return "count"
         kind, _, rest = name.partition("_")
-        if kind in ("dot", "cov") and (split := self.vectors.split(rest)):
+        if kind in ("dot", "cov") and (split := self.vectors.split(rest, dict(stage.vectors))):
             return self._expand(kind, *split)
         if kind == "sum" and rest == _RESULT:
             return " + ".join(f"w{i} * {self._mean(i)} * count" for i in range(self.vectors.size))
+        rest = dict(stage.vectors).get(rest, rest)
         if kind == "sum" and rest in self.vectors.number:
             return f"{self._mean(self.vectors.number[rest])} * count"
         if kind in ("dot", "cov", "sum") and rest:
@@ -184,9 +192,10 @@ class _Writer:
         if index == 0 and any(_RESULT in (n.split("_")[1:]) for n in names if n.startswith(("dot_", "cov_", "sum_"))):
             raise ValueError(f"formula {stage.fn.__name__}: the result 'y' is known to modifiers only")
         call = f"formula{index}({', '.join(self.argument(name, stage) for name in names)})"
-        weights = ", ".join(f"w{i}" for i in range(self.vectors.size))
         if stage.kind == "weights":
-            self.lines.append(f"{weights}, = {call}" if self.vectors.size == 1 else f"{weights} = {call}")
+            own = ", ".join(f"w{i}" for i in range(self.width))
+            self.lines.append(f"{own}, = {call}" if self.width == 1 else f"{own} = {call}")
+            self.lines.extend(f"w{i} = 0.0" for i in range(self.width, self.vectors.size))
         elif stage.kind == "factor":
             self.lines.append(f"factor{index} = {call}")
             self.lines.extend(f"w{i} = w{i} * factor{index}" for i in range(self.vectors.size))
@@ -206,12 +215,7 @@ class _Writer:
 
 
 def _build(source: str, stages: Sequence[Stage], wrap: Callable[[Callable[..., Any]], Any]) -> Callable[..., Any]:
-    """Run the generated source, under a name in ``linecache`` so that Triton, Dynamo and tracebacks can read it."""
-    filename = f"<fastcfg formula {'+'.join(s.fn.__name__ for s in stages)} {abs(hash(source)):x}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    scope: dict[str, Any] = {f"formula{i}": wrap(stage.fn) for i, stage in enumerate(stages)}
-    exec(compile(source, filename, "exec"), scope)
-    return scope["weigh"]
+    return function_from_source("weigh", source, {f"formula{i}": wrap(s.fn) for i, s in enumerate(stages)})
 
 
 @cache
@@ -232,7 +236,10 @@ def compile_program(predictions: tuple[str, ...], stages: tuple[Stage, ...]) -> 
     clamps = [s.kind == "clamp" for s in stages]
     if any(clamps[:-1]):
         raise ValueError("stages: a clamp is elementwise and has to be the outermost modifier")
-    writer = _Writer(predictions)
+    width = stages[0].width or len(predictions)
+    if not 1 <= width <= len(predictions):
+        raise ValueError(f"stages: width: expected 1 ... {len(predictions)}, got {width}")
+    writer = _Writer(predictions, width)
     for index, stage in enumerate(stages):
         writer.stage(index, stage)
     source = writer.source(clamps[-1])

@@ -55,8 +55,7 @@ def kernel_constants(program: Program) -> dict[str, Any]:
 
     centred = program.centred
     pairs = tuple(
-        (True, centred.index(a), centred.index(b)) if kind == "cov" else (False, a, b)
-        for kind, a, b in program.pairs
+        (True, centred.index(a), centred.index(b)) if kind == "cov" else (False, a, b) for kind, a, b in program.pairs
     )
     return {
         # The interpreter runs plain Python; only the compiler wants formulas wrapped.

@@ -157,9 +157,7 @@ def row_kernel(
         lanes = lanes + (tl.zeros((_MERGE,), ACC),)
     for t in tl.static_range(TILES):
         size = tl.minimum(count - t * TILE, TILE)
-        partial = tile_sums(
-            blocks[t], _first(predictions, rows, t * TILE, ACC), size, PAIRS, CENTRED, TILE, ACC
-        )
+        partial = tile_sums(blocks[t], _first(predictions, rows, t * TILE, ACC), size, PAIRS, CENTRED, TILE, ACC)
         filled = ()
         for s in tl.static_range(slots):
             filled = filled + (tl.where(lane == t, partial[s], lanes[s]),)

@@ -1,0 +1,41 @@
+# Each verb sets up what it needs: a virtual environment in .venv, made once and used again.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: help demo test bench check clean
+
+help:
+	@echo "make demo   guide a real diffusion model; pictures and tables in outputs/demo"
+	@echo "make test   the test suite"
+	@echo "make bench  measure this machine against the peers"
+	@echo "make check  ruff and mypy"
+	@echo "make clean  remove the environment and outputs"
+
+$(VENV)/.ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[test,check]"
+	touch $@
+
+# A thread that waits spins by default, which starves other work on a small machine.
+export GOMP_SPINCOUNT ?= 0
+
+demo: $(VENV)/.ready
+	$(BIN)/fastcfg demo
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.run
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) outputs build *.egg-info

@@ -1,0 +1,70 @@
+"""The command line: ``fastcfg demo | info``. Commands import what they need when they run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ImportError as error:  # The library itself needs neither.
+    raise SystemExit(f"fastcfg: the command line needs typer and rich ({error}); pip install 'fastcfg[cli]'") from None
+
+app = typer.Typer(help="Guidance of diffusion samplers: fused, exact, complete.", no_args_is_help=True)
+console = Console()
+
+
+def _fail(error: Exception) -> typer.Exit:
+    Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False)
+    return typer.Exit(1)
+
+
+@app.callback()
+def main() -> None:
+    """Guidance of diffusion samplers: fused, exact, complete."""
+
+
+@app.command()
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Versions, devices, and which backends can run here and why not."""
+    from .info import collect
+
+    found = collect()
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    versions = Table("package", "version", title=f"fastcfg {found['fastcfg']}, Python {found['python']}")
+    for name, version in found["packages"].items():
+        versions.add_row(name, version or "[dim]not installed[/]")
+    console.print(versions)
+    console.print("devices:", ", ".join(found["devices"]), highlight=False)
+    table = Table("backend", "device", "usable", "why", title="backends")
+    for row in found["backends"]:
+        table.add_row(row["name"], row["device"], "yes" if row["usable"] else "no", row["reason"])
+    console.print(table)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the pictures and tables.")] = Path("outputs/demo"),
+    train: Annotated[bool, typer.Option(help="Train the checkpoint again first.")] = False,
+    resume: Annotated[bool, typer.Option(help="With --train: go on from the last saved state.")] = True,
+    train_steps: Annotated[int | None, typer.Option(min=1, help="With --train: optimiser steps.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
+) -> None:
+    """Guide a real diffusion model of handwritten digits; writes a grid, a table and JSON."""
+    try:
+        from .demo import run
+
+        run.command(output, train=train, resume=resume, train_steps=train_steps, steps=steps, seed=seed, device=device)
+    except (ImportError, ValueError, OSError, RuntimeError) as error:
+        raise _fail(error) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,70 @@
+"""What this machine has, and which backends can run on it and why not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fastcfg_kernels import cpu, triton_backend
+
+from .version import __version__
+
+__all__ = ["Availability", "collect"]
+
+_PACKAGES = ("torch", "numpy", "triton", "diffusers", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class Availability:
+    """A backend or launch strategy on a device: usable, or why not."""
+
+    name: str
+    device: str
+    usable: bool
+    reason: str
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[str]:
+    found = [f"cpu ({torch.get_num_threads()} threads)"]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(f"cuda:{index} {properties.name} (compute capability {properties.major}.{properties.minor})")
+    return found
+
+
+def backends() -> list[Availability]:
+    """Every backend and launch strategy, on the CPU and on the first GPU."""
+    rows = [Availability("torch", "any", True, "torch operations; differentiable and traceable")]
+    compiles = cpu.can_compile()
+    rows.append(Availability("inductor", "cpu", compiles, "" if compiles else "no C++ compiler was found"))
+    for device in ("cpu", "cuda"):
+        if device == "cuda" and not torch.cuda.is_available():
+            reason: str | None = "no CUDA device"
+        else:
+            reason = triton_backend.unavailable(torch.device(device))
+        for strategy in ("row", "two_launch"):
+            rows.append(Availability(f"triton {strategy}", device, reason is None, reason or ""))
+    rows.append(Availability("triton cooperative", "cuda", False, "not part of this version"))
+    return rows
+
+
+def collect() -> dict[str, Any]:
+    """Versions, devices and backends, as a JSON object."""
+    return {
+        "fastcfg": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "devices": _devices(),
+        "backends": [vars(row) for row in backends()],
+    }

@@ -1,0 +1,25 @@
+"""Guidance rules. Each module holds one family; a rule's formula stands above its class."""
+
+from .base import Parameter, Rule, registry
+from .classifier_free import CFG, NegativePrompt
+from .custom import rule
+from .linear import Linear
+from .modifiers import Clamp, Rescale
+from .multi_condition import DualCFG, InstructPix2Pix, MultiCondition
+from .perp_neg import PerpNeg
+
+__all__ = [
+    "CFG",
+    "Clamp",
+    "DualCFG",
+    "InstructPix2Pix",
+    "Linear",
+    "MultiCondition",
+    "NegativePrompt",
+    "Parameter",
+    "PerpNeg",
+    "Rescale",
+    "Rule",
+    "registry",
+    "rule",
+]

@@ -1,0 +1,211 @@
+"""What a guidance rule is: a frozen, hashable, serialisable value with one formula."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, cast
+
+import fastcfg_kernels as fk
+
+from ..schedules import Schedule, check_step
+
+__all__ = ["Lowered", "Parameter", "Rule", "number_or_schedule", "registry"]
+
+Parameter = float | Schedule
+"""What a numeric field of a rule holds: a finite number, or a schedule that ``rule.at`` resolves."""
+
+registry: dict[str, type[Rule]] = {}
+"""Rule classes by name, for reading JSON. A class registers itself when it is defined."""
+
+
+def number_or_schedule(name: str, value: Any) -> Parameter:
+    """``value`` as a float, or the schedule it is.
+
+    Raises:
+        TypeError: if it is neither. Tensors belong to the call: ``guide(..., params={"scale": tensor})``.
+        ValueError: if it is not finite.
+    """
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        hint = "; give tensors to the call, as params={...}" if hasattr(value, "dtype") else ""
+        raise TypeError(f"{name}: expected a number or a schedule, got {type(value).__name__}{hint}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A rule as the kernels see it: formulas over named predictions, and values for their parameters.
+
+    Attributes:
+        predictions: names in the difference basis' order, the base first.
+        stages: the rule's formula, then its modifiers, innermost first.
+        params: values by public name.
+    """
+
+    predictions: tuple[str, ...]
+    stages: tuple[fk.Stage, ...]
+    params: Mapping[str, Parameter]
+
+    @property
+    def program(self) -> fk.Program:
+        """The compiled program (cached by the kernels for equal formulas)."""
+        return fk.compile_program(self.predictions, self.stages)
+
+
+@dataclass(frozen=True)
+class Lerp:
+    """``base + weight * (delta - base)`` of two predictions by name."""
+
+    base: str
+    delta: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Base of all rules: frozen dataclasses of numbers, schedules and named choices.
+
+    A subclass defines :attr:`conditions` and :meth:`lower`. Rules compare and hash by value and hold no tensors.
+    """
+
+    title: ClassVar[str] = ""
+    """One line: the formula and its source."""
+
+    def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if register:
+            registry[cls.__name__] = cls
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the predictions that the rule takes, in batch order."""
+        raise NotImplementedError
+
+    def lower(self) -> Lowered:
+        """Formulas and parameters."""
+        raise NotImplementedError
+
+    @cached_property
+    def lowered(self) -> Lowered:
+        """:meth:`lower`, kept."""
+        return self.lower()
+
+    @cached_property
+    def lerp(self) -> Lerp | None:
+        """The rule as one ``torch.lerp``, where it is one: two predictions, no sums, base weight 1, no schedules."""
+        lowered = self.lowered
+        if self.scheduled or len(lowered.predictions) != 2:
+            return None
+        program = lowered.program
+        weight = fk.lerp_weight(program, [cast(float, lowered.params[name]) for name in program.params])
+        return None if weight is None else Lerp(*lowered.predictions, weight)
+
+    @property
+    def program(self) -> fk.Program:
+        """The compiled formulas."""
+        return self.lowered.program
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        for field in dataclasses.fields(self):
+            yield field.name, getattr(self, field.name)
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether any parameter is a schedule still to be resolved by :meth:`at`."""
+        return any(
+            isinstance(item, Schedule) or (isinstance(item, Rule) and item.scheduled)
+            for _, value in self._values()
+            for item in (value if isinstance(value, tuple) else (value,))
+        )
+
+    def at(self, step: int, num_steps: int) -> Rule:
+        """The rule with its schedules resolved for a step.
+
+        Args:
+            step: index from 0; num_steps: steps of the run.
+
+        Raises:
+            ValueError: naming ``step`` or ``num_steps`` if they are out of range.
+        """
+        check_step(step, num_steps)
+        if not self.scheduled:
+            return self
+
+        def resolve(value: Any) -> Any:
+            if isinstance(value, Schedule | Rule):
+                return value.at(step, num_steps)
+            return tuple(resolve(v) for v in value) if isinstance(value, tuple) else value
+
+        return dataclasses.replace(self, **{name: resolve(value) for name, value in self._values()})
+
+    def simplify(self) -> Rule:
+        """An equal rule that takes fewer predictions where weights are zero, else the rule itself.
+
+        A rule without sums is linear with known weights, so that a prediction whose weight is exactly zero drops:
+        CFG at scale 1 takes ``cond`` alone. Rules with sums override this. Schedules have to be resolved first.
+        """
+        from .linear import Linear
+
+        lowered = self.lowered
+        if self.scheduled or lowered.program.reduces or lowered.program.clamps or isinstance(self, Linear):
+            return self
+        weights = lowered.program.weigh((), 0.0, tuple(lowered.params[name] for name in lowered.program.params))
+        base, *deltas = (float(w) for w in weights)
+        by_name = dict(zip(lowered.predictions, (base - math.fsum(deltas), *deltas), strict=True))
+        if all(by_name.values()):
+            return self
+        left = tuple((name, by_name[name]) for name in self.conditions if by_name[name] != 0)
+        return Linear(left) if left else self
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object: the rule's type and its fields."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, Schedule | Rule):
+                return value.to_dict()
+            return [plain(v) for v in value] if isinstance(value, tuple) else value
+
+        return {"type": type(self).__name__} | {name: plain(value) for name, value in self._values()}
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as text."""
+        return json.dumps(self.to_dict())
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Rule:
+        """The rule that :meth:`to_dict` described.
+
+        Raises:
+            ValueError: for an unknown rule, field or schedule.
+        """
+
+        def read(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return Schedule.from_dict(dict(value)) if "schedule" in value else Rule.from_dict(value)
+            return tuple(read(v) for v in value) if isinstance(value, list | tuple) else value
+
+        fields = dict(data)
+        name = fields.pop("type", None)
+        if not isinstance(name, str) or name not in registry:
+            raise ValueError(f"type: expected one of {sorted(registry)}, got {name!r}")
+        cls = registry[name]
+        known = {f.name for f in dataclasses.fields(cls) if f.init}
+        if unknown := sorted(set(fields) - known):
+            raise ValueError(f"rule: {name} has no field {', '.join(unknown)}; it has {sorted(known)}")
+        return cls(**{key: read(value) for key, value in fields.items()})
+
+    @staticmethod
+    def from_json(text: str) -> Rule:
+        """The rule that :meth:`to_json` wrote."""
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError(f"rule: expected a JSON object, got {type(data).__name__}")
+        return Rule.from_dict(data)
