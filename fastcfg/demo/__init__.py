@@ -1,5 +1,6 @@
 """A demo on real images: a small diffusion model guided in several ways, judged by an independent classifier."""
 
-from .run import DemoResult, run_demo, train_demo
+from .report import DemoResult
+from .run import run_demo, train_demo
 
 __all__ = ["DemoResult", "run_demo", "train_demo"]

@@ -22,7 +22,12 @@ class Classifier(nn.Module):
         super().__init__()
         self.width = width
         layers: list[nn.Module] = []
-        for inputs, outputs, stride in ((3, width, 1), (width, width, 2), (width, 2 * width, 1), (2 * width, 2 * width, 2)):
+        for inputs, outputs, stride in (
+            (3, width, 1),
+            (width, width, 2),
+            (width, 2 * width, 1),
+            (2 * width, 2 * width, 2),
+        ):
             layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
         layers += [nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU()]
         self.features = nn.Sequential(*layers)
@@ -31,7 +36,9 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(digit [B, 10], colour [B, 6])`` of images ``[B, 3, 28, 28]`` in [-1, 1]."""
         h = self.features(x)
-        digit, colour = self.head(torch.cat([h.mean((-2, -1)), h.amax((-2, -1))], dim=-1)).split([NUM_DIGITS, NUM_COLOURS], dim=-1)
+        digit, colour = self.head(torch.cat([h.mean((-2, -1)), h.amax((-2, -1))], dim=-1)).split(
+            [NUM_DIGITS, NUM_COLOURS], dim=-1
+        )
         return digit, colour
 
     @torch.inference_mode()
@@ -47,7 +54,9 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     uniform = torch.rand(size, 4, generator=generator) * 2 - 1
     angle, scale, shift = uniform[:, 0] * math.radians(12), 1 + uniform[:, 1] * 0.1, uniform[:, 2:] * (2 / 14)
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    matrix = torch.stack([torch.stack([cos, -sin, shift[:, 0]], -1), torch.stack([sin, cos, shift[:, 1]], -1)], -2)  # [B, 2, 3]
+    matrix = torch.stack(
+        [torch.stack([cos, -sin, shift[:, 0]], -1), torch.stack([sin, cos, shift[:, 1]], -1)], -2
+    )  # [B, 2, 3]
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     # The background is -1 and grid_sample pads with 0.
     moved = F.grid_sample(images + 1, grid, align_corners=False) - 1
@@ -55,7 +64,13 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train_classifier(
-    digits: Digits, *, steps: int = 400, batch: int = 128, learning_rate: float = 3e-3, seed: int = 0, progress: bool = True
+    digits: Digits,
+    *,
+    steps: int = 400,
+    batch: int = 128,
+    learning_rate: float = 3e-3,
+    seed: int = 0,
+    progress: bool = True,
 ) -> Classifier:
     """Trains a classifier on real images. Half a minute on one core."""
     with torch.random.fork_rng(devices=[]):
@@ -80,12 +95,16 @@ def accuracy_on(model: Classifier, digits: Digits, seed: int = 0) -> tuple[float
     colour = torch.randint(NUM_COLOURS, (len(digits),), generator=torch.Generator().manual_seed(seed))
     device = next(model.parameters()).device
     predicted_digit, predicted_colour = model.predict(paint(digits.grey, colour).to(device))
-    return (predicted_digit.cpu() == digits.digit).float().mean().item(), (predicted_colour.cpu() == colour).float().mean().item()
+    return (predicted_digit.cpu() == digits.digit).float().mean().item(), (
+        predicted_colour.cpu() == colour
+    ).float().mean().item()
 
 
 def save_classifier(path: Path, model: Classifier, metadata: dict[str, Any]) -> None:
     """Writes the weights in float16 with their metadata."""
-    tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
+    }
     save_tensors(path, tensors, {"classifier": {"width": model.width}, "versions": versions(), **metadata})
 
 

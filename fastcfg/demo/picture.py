@@ -15,34 +15,46 @@ from .rows import Row
 _GREY = "#666666"
 
 
-def draw(rows: Sequence[Row], columns: Sequence[str], accuracy: Sequence[tuple[float, float]], title: str) -> bytes:
+def draw(
+    rows: Sequence[Row], columns: Sequence[tuple[str, str]], accuracy: Sequence[tuple[float, float]], title: str
+) -> bytes:
     """Draws the grid with the curve under it.
 
     Args:
         rows: each with one image for every column.
-        columns: their headings.
+        columns: their headings, a large and a small line.
         accuracy: pairs (scale, accuracy in [0, 1]).
 
     Returns:
         A PNG file.
     """
-    cell, left, top, gap, curve = 0.62, 2.1, 1.0, 0.95, 1.9
+    cell, left, top, gap, curve = 0.62, 2.2, 0.85, 0.5, 1.7
     width, height = left + cell * len(columns) + 0.25, top + cell * len(rows) + gap + curve + 0.55
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-    grid = figure.add_axes((left / width, 1 - (top + cell * len(rows)) / height, cell * len(columns) / width, cell * len(rows) / height))
-    grid.imshow(_mosaic([row.images for row in rows]).numpy(), interpolation="nearest", aspect="auto", extent=(0, len(columns), len(rows), 0))
+    grid = figure.add_axes(
+        (left / width, 1 - (top + cell * len(rows)) / height, cell * len(columns) / width, cell * len(rows) / height)
+    )
+    grid.imshow(
+        _mosaic([row.images for row in rows]).numpy(),
+        interpolation="nearest",
+        aspect="auto",
+        extent=(0, len(columns), len(rows), 0),
+    )
     grid.set_axis_off()
     for index, row in enumerate(rows):
         grid.text(-0.15, index + 0.4, row.label, ha="right", va="center", fontsize=10)
         grid.text(-0.15, index + 0.7, row.note, ha="right", va="center", fontsize=7.5, color=_GREY)
     for index, name in enumerate(columns):
-        grid.text(index + 0.5, -0.1, name, ha="center", va="bottom", fontsize=8.5, linespacing=1.3)
+        grid.text(index + 0.5, -0.32, name[0], ha="center", va="baseline", fontsize=10)
+        grid.text(index + 0.5, -0.12, name[1], ha="center", va="baseline", fontsize=7.5, color=_GREY)
     figure.text(left / width, 1 - 0.25 / height, title, ha="left", va="center", fontsize=11, weight="bold")
     axes = figure.add_axes((left / width, 0.55 / height, cell * len(columns) / width, curve / height))
     scales, values = zip(*accuracy, strict=True)
     axes.plot(scales, [100 * value for value in values], marker="o", color="#3355cc")
     for scale, value in accuracy:
-        axes.annotate(f"{100 * value:.0f}", (scale, 100 * value), (4, -11), textcoords="offset points", fontsize=8, color=_GREY)
+        axes.annotate(
+            f"{100 * value:.0f}", (scale, 100 * value), (4, -11), textcoords="offset points", fontsize=8, color=_GREY
+        )
     axes.set_ylim(0, 108)
     axes.set_xlabel("CFG scale", fontsize=9)
     axes.set_ylabel("% recognised", fontsize=9)

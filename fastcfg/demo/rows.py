@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ class Row:
     images: Tensor
     note: str = ""
 
+    @property
+    def overshoot(self) -> float:
+        """How far the pixels lie outside [-1, 1] on average, as a fraction of the range's half."""
+        return (self.images.abs() - 1).clamp(min=0).mean().item()
+
 
 def make_rows(
     model: UNet,
@@ -61,22 +66,25 @@ def make_rows(
     yield row("no guidance", fastcfg.CFG(scale=1.0), usual, "CFG, s = 1")
     yield row("CFG", fastcfg.CFG(scale=2.0), usual, "s = 2")
     yield row("CFG", fastcfg.CFG(scale=4.0), usual, "s = 4")
-    yield row("CFG, too strong", fastcfg.CFG(scale=12.0), usual, "s = 12")
-    yield row("… with rescale", fastcfg.CFG(scale=12.0, rescale=0.7), usual, "s = 12, φ = 0.7")
+    for label, rescale in (("CFG, too strong", 0.0), ("… with rescale", 0.5)):
+        strong = row(label, fastcfg.CFG(scale=8.0, rescale=rescale), usual)
+        rescaled = f", φ = {rescale:g}" if rescale else ""
+        yield replace(strong, note=f"s = 8{rescaled}, overshoot {100 * strong.overshoot:.1f} %")
     apart = {"uncond": nothing, "cond_1": digit_only, "cond_2": labels(colour=colour, like=noise)}
-    yield row("digit + colour", fastcfg.MultiCondition(scales=(4.0, 2.0)), apart, "scales 4 and 2")
+    yield row("digit + colour", fastcfg.MultiCondition(scales=(4.0, 2.0)), apart, "multi-condition, s = 4 and 2")
     free = row("digit, any colour", fastcfg.CFG(scale=3.0), {"uncond": nothing, "cond": digit_only}, "CFG, s = 3")
     yield free
     seen = classifier.predict(free.images.to(device))[1]
     unwanted = {"uncond": nothing, "cond": digit_only, "negative": labels(colour=seen, like=noise)}
-    perp_neg = fastcfg.PerpNeg(scale=3.0, negative_scales=(1.0,))
-    yield row("… not that colour", perp_neg, unwanted, "perp-neg, 3 and 1")
-    yield row("… not that colour", fastcfg.DualCFG(scale=3.0, negative_scale=1.5), unwanted, "dual, 3 and 1.5")
+    perp_neg = fastcfg.PerpNeg(scale=3.0, negative_scales=(1.2,))
+    yield row("… not that colour", perp_neg, unwanted, "perp-neg, s = 3, negative 1.2")
+    dual = fastcfg.DualCFG(scale=3.0, negative_scale=0.75)
+    yield row("… not that colour", dual, unwanted, "dual, s = 3, negative 0.75")
 
 
-def column_names() -> list[str]:
+def column_names() -> list[tuple[str, str]]:
     """What each column asks for: a digit, and its colour in the rows that have one."""
-    return [f"{digit}\n{COLOUR_NAMES[digit % NUM_COLOURS]}" for digit in range(NUM_DIGITS)]
+    return [(str(digit), COLOUR_NAMES[digit % NUM_COLOURS]) for digit in range(NUM_DIGITS)]
 
 
 def _one_real_image_each(colour: Tensor) -> Tensor:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import fastcfg
 
-from .checkpoint import CLASSIFIER, DENOISER, SHIPPED, load_denoiser, save_denoiser, versions, write_atomically
+from .checkpoint import CLASSIFIER, DENOISER, SHIPPED, load_denoiser, save_denoiser, write_atomically
 from .classifier import Classifier, accuracy_on, load_classifier, save_classifier, train_classifier
 from .data import NUM_COLOURS, NUM_DIGITS, load_digits
 from .diffusion import TRAIN_STEPS
 from .model import UNet
 from .picture import draw
+from .report import Accuracy, DemoResult, to_json, to_markdown
 from .rows import NUM_SAMPLED_ROWS, column_names, make_rows
 from .sample import draw_noise, labels, sample
 from .stock import Timing, compare
@@ -27,48 +26,6 @@ from .train import TrainConfig, train
 
 SCALES = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5)
 COMPARED = ((3.0, 0.0), (7.5, 0.7))  # (scale, rescale)
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """What the independent classifier recognises at one scale.
-
-    Attributes:
-        scale: of CFG.
-        digit, colour: fraction of the samples whose digit and whose colour is the one asked for.
-        samples: how many.
-    """
-
-    scale: float
-    digit: float
-    colour: float
-    samples: int
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """What the demo found and wrote.
-
-    Attributes:
-        picture, table, data: the PNG, Markdown and JSON files.
-        accuracy: of the samples, one entry a scale.
-        timing: stock and fused guidance, one entry a rule.
-        real_digit, real_colour: the classifier's accuracy on held-out real images.
-        rows: label, note and rule of each row of the picture.
-        device: where it ran.
-        seconds: how long it took.
-    """
-
-    picture: Path
-    table: Path
-    data: Path
-    accuracy: tuple[Accuracy, ...]
-    timing: tuple[Timing, ...]
-    real_digit: float
-    real_colour: float
-    rows: tuple[dict[str, str], ...]
-    device: str
-    seconds: float
 
 
 def run_demo(
@@ -118,7 +75,9 @@ def run_demo(
     columns = (TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not progress) as bar:
         task = bar.add_task("grid", total=small + large * (len(scales) + 2 * len(COMPARED)))
-        rows = list(make_rows(model, classifier, seed=seed, steps=steps, device=where, on_step=lambda: bar.advance(task)))
+        rows = list(
+            make_rows(model, classifier, seed=seed, steps=steps, device=where, on_step=lambda: bar.advance(task))
+        )
         accuracy = []
         for scale in scales:
             bar.update(task, description=f"accuracy at s = {scale:g}")
@@ -135,7 +94,11 @@ def run_demo(
             )
         bar.update(task, description="stock and fused")
         timing = _compare_all(
-            model, samples_per_digit, seed=seed + 2, steps=steps, on_step=lambda: bar.advance(task, 2 * samples_per_digit)
+            model,
+            samples_per_digit,
+            seed=seed + 2,
+            steps=steps,
+            on_step=lambda: bar.advance(task, 2 * samples_per_digit),
         )
         real_digit, real_colour = accuracy_on(classifier, load_digits(held_out=True))
 
@@ -149,7 +112,9 @@ def run_demo(
         timing=tuple(timing),
         real_digit=real_digit,
         real_colour=real_colour,
-        rows=tuple({"label": row.label, "note": row.note, "rule": row.rule} for row in rows),
+        rows=tuple(
+            {"label": row.label, "note": row.note, "rule": row.rule, "overshoot": row.overshoot} for row in rows
+        ),
         device=_describe(where),
         seconds=round(time.perf_counter() - started, 1),
     )
@@ -178,60 +143,23 @@ def measure_accuracy(
     conditions = {"uncond": labels(like=noise), "cond": labels(digit, colour, like=noise)}
     images = sample(model, fastcfg.CFG(scale=scale), conditions, noise, steps=steps, on_step=on_step)
     seen_digit, seen_colour = classifier.predict(images)
-    return Accuracy(scale, (seen_digit == digit).float().mean().item(), (seen_colour == colour).float().mean().item(), count)
+    return Accuracy(
+        scale, (seen_digit == digit).float().mean().item(), (seen_colour == colour).float().mean().item(), count
+    )
 
 
-def _compare_all(model: UNet, samples_per_digit: int, *, seed: int, steps: int, on_step: Callable[[], None]) -> list[Timing]:
+def _compare_all(
+    model: UNet, samples_per_digit: int, *, seed: int, steps: int, on_step: Callable[[], None]
+) -> list[Timing]:
     device = next(model.parameters()).device
     count = NUM_DIGITS * samples_per_digit // 2 or 1
     noise = draw_noise(count, seed, device)
     digit = torch.arange(count, device=device) % NUM_DIGITS
     uncond, cond = labels(like=noise), labels(digit, digit % NUM_COLOURS, like=noise)
     return [
-        compare(model, uncond, cond, noise, scale=scale, rescale=rescale, steps=steps, on_step=on_step) for scale, rescale in COMPARED
+        compare(model, uncond, cond, noise, scale=scale, rescale=rescale, steps=steps, on_step=on_step)
+        for scale, rescale in COMPARED
     ]
-
-
-def to_markdown(result: DemoResult) -> str:
-    """The tables of the result."""
-    shape = "×".join(str(size) for size in result.timing[0].shape)
-    lines = [
-        "# fastcfg demo",
-        "",
-        f"On {result.device}, in {result.seconds:.0f} s. `samples.png` shows the images, `result.json` has every number.",
-        "",
-        "## Stock and fused guidance",
-        "",
-        f"The guidance alone in one sampling step, {shape} {result.timing[0].dtype}: median, both in one process and in turns. Stock is",
-        "`u + s·(c − u)` and `rescale_noise_cfg` of diffusers. The difference is the largest between the final images of both loops,",
-        "which span [−1, 1].",
-        "",
-        "| guidance | stock, µs | fused, µs | stock / fused | largest difference |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for row in result.timing:
-        lines.append(
-            f"| {row.guidance} | {row.stock_us:.0f} | {row.fused_us:.0f} | {row.stock_us / row.fused_us:.2f} | {row.largest_difference:.1e} |"
-        )
-    lines += [
-        "",
-        "## Accuracy against scale",
-        "",
-        f"What a classifier trained on real images recognises, {result.accuracy[0].samples} samples a scale. On held-out real images it finds",
-        f"{100 * result.real_digit:.1f} % of the digits and {100 * result.real_colour:.1f} % of the colours.",
-        "",
-        "| CFG scale | digit, % | colour, % |",
-        "|---:|---:|---:|",
-    ]
-    lines += [f"| {row.scale:g} | {100 * row.digit:.1f} | {100 * row.colour:.1f} |" for row in result.accuracy]
-    return "\n".join(lines) + "\n"
-
-
-def to_json(result: DemoResult, trained: dict[str, Any], *, seed: int, steps: int) -> dict[str, Any]:
-    """The result as JSON-serialisable data, with what is needed to repeat it."""
-    data = asdict(result)
-    files = {key: data.pop(key).name for key in ("picture", "table", "data")}
-    return {**data, "files": files, "seed": seed, "steps": steps, "versions": versions(), "denoiser": trained}
 
 
 def train_demo(

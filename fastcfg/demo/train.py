@@ -120,7 +120,9 @@ class Trainer:
         t = torch.randint(TRAIN_STEPS, (config.batch,), generator=generator)
         chance = torch.rand(config.batch, generator=generator)
         drop_digit = chance < config.drop_both + config.drop_one
-        drop_colour = (chance < config.drop_both) | (drop_digit.logical_not() & (chance < config.drop_both + 2 * config.drop_one))
+        drop_colour = (chance < config.drop_both) | (
+            drop_digit.logical_not() & (chance < config.drop_both + 2 * config.drop_one)
+        )
         digit = digit.masked_fill(drop_digit, NULL_DIGIT)
         colour = colour.masked_fill(drop_colour, NULL_COLOUR)
         noisy = self.scheduler.add_noise(images, noise, t)  # type: ignore[arg-type]
@@ -203,7 +205,13 @@ def train(
     trainer = Trainer(config, digits, device)
     if resume and state.exists():
         trainer.restore(state)
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, disable=not progress) as bar:
         task = bar.add_task("", total=config.steps, completed=trainer.steps_done)
         while trainer.steps_done < config.steps:
