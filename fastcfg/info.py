@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fastcfg_kernels import cpu, triton_backend
+from fastcfg_kernels import inductor, triton_backend
 
 from .version import __version__
 
@@ -45,7 +45,7 @@ def _devices() -> list[str]:
 def backends() -> list[Availability]:
     """Every backend and launch strategy, on the CPU and on the first GPU."""
     rows = [Availability("torch", "any", True, "torch operations; differentiable and traceable")]
-    compiles = cpu.can_compile()
+    compiles = inductor.can_compile()
     rows.append(Availability("inductor", "cpu", compiles, "" if compiles else "no C++ compiler was found"))
     for device in ("cpu", "cuda"):
         if device == "cuda" and not torch.cuda.is_available():

@@ -54,9 +54,9 @@ class Lowered:
     stages: tuple[fk.Stage, ...]
     params: Mapping[str, Parameter]
 
-    @property
+    @cached_property
     def program(self) -> fk.Program:
-        """The compiled program (cached by the kernels for equal formulas)."""
+        """The compiled program; equal formulas share one."""
         return fk.compile_program(self.predictions, self.stages)
 
 

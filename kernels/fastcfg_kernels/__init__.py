@@ -4,9 +4,9 @@ Nothing here knows about diffusion; :mod:`fastcfg` holds the rules.
 """
 
 from . import math
-from .cpu import lerp_weight
 from .generated import function_from_source
 from .guide import Backend, choose_backend, guide
+from .host import lerp_weight
 from .launch_plan import LaunchPlan, plan_launch
 from .program import Program, Stage, compile_program
 

@@ -11,10 +11,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from . import cpu, functional, triton_backend
+from . import functional, triton_backend
+from .host import lerp_weight
+from .inductor import can_compile, guide_compiled
 from .launch_plan import Strategy
 from .notices import warn_once
 from .program import Program
+from .small import SMALL, guide_small
 
 __all__ = ["Backend", "choose_backend", "guide"]
 
@@ -50,22 +53,22 @@ def choose_backend(program: Program, sample: int, device: torch.device, requeste
             raise RuntimeError(f"backend: 'triton' is not available: {reason}")
         return "triton"
     if chosen == "inductor":
-        if device.type != "cpu" or not cpu.can_compile():
+        if device.type != "cpu" or not can_compile():
             raise RuntimeError("backend: 'inductor' is the compiled CPU path; it needs CPU tensors and a C++ compiler")
         return "inductor"
     if chosen == "auto" and device.type != "cpu":
-        if cpu.is_lerp(program):
+        if program.is_lerp:
             return "lerp"
         if program not in _BROKEN and triton_backend.unavailable(device) is None:
             return "triton"
         return "torch"
     if device.type != "cpu":
         return "torch"
-    if cpu.is_lerp(program):
+    if program.is_lerp:
         return "lerp"
-    if sample <= cpu.SMALL:
+    if sample <= SMALL:
         return "small"
-    return "inductor" if chosen == "auto" and cpu.can_compile() else "torch"
+    return "inductor" if chosen == "auto" and can_compile() else "torch"
 
 
 def _check(names: Sequence[str], predictions: Sequence[Tensor]) -> None:
@@ -208,7 +211,7 @@ def _lerp(program: Program, predictions: Sequence[Tensor], values: Sequence[Any]
     """The one-kernel form, or None where the formula's base weight is not 1 or a scale varies by sample."""
     if any(isinstance(v, Tensor) and (v.device.type != "cpu" or v.dim()) for v in values):
         return None
-    weight = cpu.lerp_weight(program, [v.item() if isinstance(v, Tensor) else v for v in values])
+    weight = lerp_weight(program, [v.item() if isinstance(v, Tensor) else v for v in values])
     if weight is None:
         return None
     base, other = predictions
@@ -244,9 +247,9 @@ def _run(
             warn_once(f"fastcfg: a Triton kernel could not be built or launched, the torch path is used ({reason})")
             path = "torch"
     if path == "small":
-        cpu.guide_small(program, inputs, values, destination)
+        guide_small(program, inputs, values, destination)
     elif path == "inductor":
-        cpu.guide_compiled(program, inputs, values, destination)
+        guide_compiled(program, inputs, values, destination)
     elif path == "torch":
         with torch.no_grad():
             destination.copy_(functional.guide_rows(program, inputs, values))

@@ -13,6 +13,8 @@ Only operations that every device and the interpreter have are here; nothing tha
 
 from __future__ import annotations
 
+import builtins
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -58,7 +60,9 @@ def sqrt(x: Any, _semantic: Any = None) -> Any:
         if x.dtype.is_fp64():  # `sqrt_rn` is the correctly rounded form of fp32 alone; fp64's own already is.
             return tl.sqrt(x, **_kwargs(_semantic))
         return tl.sqrt_rn(x, **_kwargs(_semantic))
-    return torch.sqrt(x) if isinstance(x, torch.Tensor) else np.sqrt(x)
+    if isinstance(x, torch.Tensor):
+        return torch.sqrt(x)
+    return math.sqrt(x) if type(x) is float and x >= 0 else np.sqrt(x)
 
 
 @_builtin
@@ -66,7 +70,9 @@ def exp(x: Any, _semantic: Any = None) -> Any:
     """Natural exponential."""
     if _in_triton(_semantic, x):
         return tl.exp(x, **_kwargs(_semantic))
-    return torch.exp(x) if isinstance(x, torch.Tensor) else np.exp(x)
+    if isinstance(x, torch.Tensor):
+        return torch.exp(x)
+    return math.exp(x) if type(x) is float else np.exp(x)
 
 
 @_builtin
@@ -74,7 +80,7 @@ def abs(x: Any, _semantic: Any = None) -> Any:
     """Absolute value."""
     if _in_triton(_semantic, x):
         return tl.abs(x, **_kwargs(_semantic))
-    return torch.abs(x) if isinstance(x, torch.Tensor) else np.abs(x)
+    return torch.abs(x) if isinstance(x, torch.Tensor) else builtins.abs(x)
 
 
 @_builtin
@@ -84,7 +90,7 @@ def minimum(a: Any, b: Any, _semantic: Any = None) -> Any:
         return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL, **_kwargs(_semantic))
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
         return torch.minimum(*_pair(a, b))
-    return np.minimum(a, b)
+    return min(a, b) if a == a and b == b else a + b
 
 
 @_builtin
@@ -94,7 +100,7 @@ def maximum(a: Any, b: Any, _semantic: Any = None) -> Any:
         return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL, **_kwargs(_semantic))
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
         return torch.maximum(*_pair(a, b))
-    return np.maximum(a, b)
+    return max(a, b) if a == a and b == b else a + b
 
 
 @_builtin
@@ -104,4 +110,4 @@ def where(condition: Any, a: Any, b: Any, _semantic: Any = None) -> Any:
         return tl.where(condition, a, b, **_kwargs(_semantic))
     if isinstance(condition, torch.Tensor):
         return torch.where(condition, a, b)
-    return np.where(condition, a, b)[()]
+    return a if condition else b

@@ -91,12 +91,17 @@ class Program:
     def _hash(self) -> int:
         return hash((self.predictions, self.stages))
 
-    @property
+    @cached_property
     def reduces(self) -> bool:
         """Whether any sum over the elements is needed."""
         return bool(self.pairs or self.means)
 
-    @property
+    @cached_property
+    def is_lerp(self) -> bool:
+        """Whether it can be one ``torch.lerp``: two predictions, no sums, no clamp."""
+        return len(self.predictions) == 2 and not self.reduces and not self.clamps
+
+    @cached_property
     def centred(self) -> tuple[int, ...]:
         """Vectors whose tile means are needed: those of ``cov`` pairs, and those in :attr:`means`."""
         vectors = {v for kind, a, b in self.pairs if kind == "cov" for v in (a, b)}

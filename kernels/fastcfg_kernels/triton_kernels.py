@@ -153,7 +153,7 @@ def row_kernel(
     lane = tl.arange(0, _MERGE)
     slots: tl.constexpr = len(CENTRED) + len(PAIRS)
     lanes = ()
-    for s in tl.static_range(slots):
+    for _ in tl.static_range(slots):
         lanes = lanes + (tl.zeros((_MERGE,), ACC),)
     for t in tl.static_range(TILES):
         size = tl.minimum(count - t * TILE, TILE)

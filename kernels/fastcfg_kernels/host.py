@@ -1,0 +1,39 @@
+"""A program's weights as host numbers: no tensor operation, and no wait, since CPU memory is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .program import Program
+
+__all__ = ["host_params", "lerp_weight", "weigh_on_host"]
+
+
+def host_params(params: Sequence[Any], batch: int) -> list[Sequence[float]]:
+    """Parameters as numbers, per sample: a list (one entry a sample) of tuples."""
+    columns = [p.tolist() if isinstance(p, Tensor) else p for p in params]
+    return [tuple(c[b] if isinstance(c, list) else c for c in columns) for b in range(batch)]
+
+
+def weigh_on_host(program: Program, sums: Sequence[float], count: int, params: Sequence[float]) -> list[float]:
+    """``program.weigh`` in float64 on the host; a division by zero gives inf or NaN there, as it does on a device."""
+    try:
+        return [float(w) for w in program.weigh(tuple(sums), float(count), tuple(params))]
+    except ArithmeticError:  # Python's numbers raise where IEEE arithmetic goes on; NumPy's go on too.
+        with np.errstate(all="ignore"):
+            weighed = program.weigh(
+                tuple(np.float64(s) for s in sums), np.float64(count), tuple(np.float64(p) for p in params)
+            )
+        return [float(w) for w in weighed]
+
+
+def lerp_weight(program: Program, params: Sequence[float]) -> float | None:
+    """The weight of ``torch.lerp`` where a program without sums is one, else None."""
+    if not program.is_lerp:
+        return None
+    base, delta = weigh_on_host(program, (), 0, params)
+    return delta if base == 1 else None

@@ -1,0 +1,74 @@
+"""The path of large CPU samples: the torch path compiled by Inductor, a call for each sample.
+
+One compiled function of one sample, whatever the batch, keeps a sample's bits from depending on its batch mates.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import types
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import functional
+from .notices import warn_once
+from .program import Program
+from .tiles import TILE, accumulator
+
+__all__ = ["can_compile", "guide_compiled"]
+
+@cache
+def can_compile() -> bool:
+    """Whether Inductor finds a C++ compiler; where not, a warning says so once."""
+    try:
+        from torch._inductor import config
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        compiler = get_cpp_compiler()
+        if shutil.which(compiler) is None:
+            raise RuntimeError(f"{compiler} is not on PATH (inductor config: {config.cpp.cxx})")
+    except Exception as error:
+        warn_once(f"fastcfg: no C++ compiler for torch.compile ({error}); large CPU tensors take the eager path")
+        return False
+    return sys.platform != "win32"
+
+
+@cache
+def _compiled(program: Program, dtype: torch.dtype, rest: bool) -> Callable[..., None]:
+    """One compiled function of one sample for each program, dtype, and presence of a partial tile.
+
+    Dynamo counts recompilations by code object, so each has its own.
+    """
+
+    def sample(out: Tensor, params: tuple[Tensor, ...], *predictions: Tensor) -> None:
+        out.copy_(functional.guide_rows(program, predictions, params))
+
+    code = sample.__code__.replace(co_name=f"fastcfg_sample_{len(_compiled_names)}")
+    _compiled_names.append(code.co_name)
+    own = types.FunctionType(code, sample.__globals__, code.co_name, None, sample.__closure__)
+    return torch.compile(own, dynamic=True, fullgraph=True)
+
+
+_compiled_names: list[str] = []
+_compile_lock = threading.Lock()
+
+
+def guide_compiled(program: Program, predictions: Sequence[Tensor], params: Sequence[Any], out: Tensor) -> None:
+    """Guide ``[B, N]`` contiguous rows by an Inductor function of one sample, run sample by sample; writes ``out``.
+
+    ``out`` may not overlap a prediction.
+    """
+    batch, count = predictions[0].shape
+    acc = accumulator(predictions[0].dtype)
+    # Tensors, not numbers: Dynamo compiles again for a number that changes.
+    columns = [torch.as_tensor(p, dtype=acc).expand(batch).unbind() for p in params]
+    run = _compiled(program, predictions[0].dtype, count % TILE != 0)
+    with torch.no_grad(), _compile_lock:
+        for b in range(batch):
+            run(out[b], tuple(c[b] for c in columns), *(p[b] for p in predictions))
