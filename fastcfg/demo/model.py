@@ -40,7 +40,8 @@ class ResBlock(nn.Module):
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         out: Tensor = self.conv_in(F.silu(self.norm_in(h)))
         out = self.conv_out(F.silu(self.norm_out(out) * (1 + scale) + shift))
-        return out + self.skip(h)
+        skipped: Tensor = self.skip(h)
+        return out + skipped
 
 
 class Attention(nn.Module):

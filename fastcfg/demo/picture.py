@@ -52,9 +52,9 @@ def draw(
     scales, values = zip(*accuracy, strict=True)
     axes.plot(scales, [100 * value for value in values], marker="o", color="#3355cc")
     for scale, value in accuracy:
-        axes.annotate(
-            f"{100 * value:.0f}", (scale, 100 * value), (4, -11), textcoords="offset points", fontsize=8, color=_GREY
-        )
+        offset = (4, -11) if value > 0.2 else (4, 5)
+        text = f"{100 * value:.3g}"
+        axes.annotate(text, (scale, 100 * value), offset, textcoords="offset points", fontsize=8, color=_GREY)
     axes.set_ylim(0, 108)
     axes.set_xlabel("CFG scale", fontsize=9)
     axes.set_ylabel("% recognised", fontsize=9)

@@ -58,6 +58,8 @@ def to_markdown(result: DemoResult) -> str:
 
 On {result.device}, in {result.seconds:.0f} s. `samples.png` shows the images, `result.json` has every number.
 
+The overshoot of a row is how far its pixels lie outside [-1, 1] on average, in percent of 1.
+
 {_timing_table(result)}
 {_accuracy_table(result)}"""
 

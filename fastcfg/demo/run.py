@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import fastcfg
@@ -202,6 +204,32 @@ def train_demo(
     trainer = train(config, digits, output / "training.safetensors", resume=resume, device=where, progress=progress)
     save_denoiser(denoiser_file, trainer.average, trainer.metadata())
     return denoiser_file
+
+
+def command(
+    output: Path,
+    *,
+    train: bool = False,
+    resume: bool = True,
+    train_steps: int | None = None,
+    steps: int = 20,
+    seed: int = 0,
+    device: str | None = None,
+) -> DemoResult:
+    """``fastcfg demo``: trains first if asked, runs the demo and prints its tables.
+
+    ``seed`` is that of the samples; the training keeps its own, so that the shipped weights can be repeated.
+    """
+    console = Console()
+    checkpoints = SHIPPED
+    if train:
+        checkpoints = output / "checkpoints"
+        train_demo(checkpoints, resume=resume, steps=train_steps, device=device)
+    result = run_demo(output, device=device, seed=seed, steps=steps, checkpoints=checkpoints)
+    console.print(Markdown(to_markdown(result)))
+    for file in (result.picture, result.table, result.data):
+        console.print(f"wrote {file}", highlight=False, soft_wrap=True)
+    return result
 
 
 def _device(name: str | None) -> torch.device:

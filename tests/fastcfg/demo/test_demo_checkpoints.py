@@ -1,11 +1,11 @@
 """The shipped weights and the files that hold weights."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastcfg.demo import checkpoint
 from fastcfg.demo.checkpoint import CLASSIFIER, DENOISER, load_denoiser, load_tensors, save_denoiser, save_tensors
 from fastcfg.demo.classifier import accuracy_on, load_classifier
 from fastcfg.demo.data import NULL_COLOUR, NULL_DIGIT, load_digits
@@ -39,7 +39,8 @@ def test_denoiser_listens_to_each_label_and_to_null() -> None:
     x = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
 
     def v(digit: int, colour: int) -> torch.Tensor:
-        return model(x, 900, digit=torch.tensor([digit]), colour=torch.tensor([colour]))
+        out: torch.Tensor = model(x, 900, digit=torch.tensor([digit]), colour=torch.tensor([colour]))
+        return out
 
     outputs = [v(3, 1), v(4, 1), v(3, 2), v(NULL_DIGIT, 1), v(3, NULL_COLOUR), v(NULL_DIGIT, NULL_COLOUR)]
     assert all(output.shape == x.shape and output.isfinite().all() for output in outputs)
@@ -77,7 +78,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def fail(descriptor: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         save_tensors(file, {"a": torch.zeros(2)}, {"n": 2})
     assert load_tensors(file)[1] == {"n": 1}

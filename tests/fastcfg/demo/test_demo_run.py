@@ -9,7 +9,7 @@ import torch
 
 import fastcfg
 from fastcfg.demo import run_demo
-from fastcfg.demo.checkpoint import load_denoiser
+from fastcfg.demo.checkpoint import SHIPPED, load_denoiser
 from fastcfg.demo.classifier import load_classifier
 from fastcfg.demo.report import DemoResult, to_json, to_markdown
 from fastcfg.demo.rows import NUM_SAMPLED_ROWS
@@ -63,6 +63,32 @@ def test_demo_leaves_nothing_when_it_fails(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(RuntimeError, match="no picture"):
         run_demo(tmp_path, device="cpu", steps=1, samples_per_digit=1, scales=(1.0,), progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_command_trains_where_it_writes_and_prints_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], result: DemoResult
+) -> None:
+    from fastcfg.demo import run
+
+    calls: list[tuple[str, Path, dict[str, object]]] = []
+    monkeypatch.setattr(run, "train_demo", lambda path, **kwargs: calls.append(("train", path, kwargs)))
+
+    def run_instead(path: Path, **kwargs: object) -> DemoResult:
+        calls.append(("run", path, kwargs))
+        return result
+
+    monkeypatch.setattr(run, "run_demo", run_instead)
+    run.command(tmp_path, train=True, train_steps=7, seed=3)
+    (_, trained_at, training), (_, ran_at, running) = calls
+    assert trained_at == running["checkpoints"] == tmp_path / "checkpoints"
+    assert (training["steps"], training["resume"], ran_at, running["seed"]) == (7, True, tmp_path, 3)
+    printed = capsys.readouterr().out
+    assert "CFG 7.5 + rescale 0.7" in printed
+    assert "samples.png" in printed
+
+    calls.clear()
+    run.command(tmp_path)
+    assert [(name, kwargs["checkpoints"]) for name, _, kwargs in calls] == [("run", SHIPPED)]
 
 
 @pytest.mark.parametrize(
