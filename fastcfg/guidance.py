@@ -99,6 +99,9 @@ def guide(
     for name in names:
         if not isinstance(predictions[name], Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(predictions[name]).__name__}")
+    tensors = [predictions[name] for name in names]
+    if not params and rule.numbers is not None:
+        return fk.guide_checked(tensors, lowered.program, rule.numbers, out=out, backend=backend)
     values = dict(lowered.params)
     for name, value in (params or {}).items():
         if name not in values:
@@ -107,4 +110,4 @@ def guide(
     for name, value in values.items():
         if isinstance(value, Schedule):
             raise ValueError(f"{name}: is a schedule; resolve it with rule.at(step, num_steps) before guiding")
-    return fk.guide([predictions[n] for n in names], lowered.program, values, out=out, backend=backend, check=check)
+    return fk.guide(tensors, lowered.program, values, out=out, backend=backend, check=check)

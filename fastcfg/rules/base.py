@@ -102,11 +102,16 @@ class Rule:
     def lerp(self) -> Lerp | None:
         """The rule as one ``torch.lerp``, where it is one: two predictions, no sums, base weight 1, no schedules."""
         lowered = self.lowered
-        if self.scheduled or len(lowered.predictions) != 2:
+        if self.numbers is None or len(lowered.predictions) != 2:
             return None
-        program = lowered.program
-        weight = fk.lerp_weight(program, [cast(float, lowered.params[name]) for name in program.params])
+        weight = fk.lerp_weight(lowered.program, self.numbers)
         return None if weight is None else Lerp(*lowered.predictions, weight)
+
+    @cached_property
+    def numbers(self) -> tuple[float, ...] | None:
+        """The parameters' values in the program's order, or None while one of them is a schedule."""
+        values = [self.lowered.params[name] for name in self.program.params]
+        return None if any(isinstance(v, Schedule) for v in values) else tuple(cast(list[float], values))
 
     @property
     def program(self) -> fk.Program:

@@ -35,8 +35,8 @@ def rescale_l2(dot_y_y: Any, dot_ref_ref: Any, phi: Any) -> Any:
 
 
 def clamp_std(cov_ref_ref: Any, count: Any, k: Any) -> tuple[Any, Any]:
-    """``∓k std(ref)``, unbiased."""
-    bound = k * sqrt(cov_ref_ref / (count - 1.0))
+    """``∓k std(ref)``, unbiased; zero for a single element, which has no spread."""
+    bound = k * sqrt(where(cov_ref_ref == 0.0, 0.0, cov_ref_ref / (count - 1.0)))
     return -bound, bound
 
 

@@ -5,7 +5,7 @@ Nothing here knows about diffusion; :mod:`fastcfg` holds the rules.
 
 from . import math
 from .generated import function_from_source
-from .guide import Backend, choose_backend, guide
+from .guide import Backend, choose_backend, guide, guide_checked
 from .host import lerp_weight
 from .launch_plan import LaunchPlan, plan_launch
 from .program import Program, Stage, compile_program
@@ -19,6 +19,7 @@ __all__ = [
     "compile_program",
     "function_from_source",
     "guide",
+    "guide_checked",
     "lerp_weight",
     "math",
     "plan_launch",

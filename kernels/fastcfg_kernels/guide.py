@@ -19,7 +19,7 @@ from .notices import warn_once
 from .program import Program
 from .small import SMALL, guide_small
 
-__all__ = ["Backend", "choose_backend", "guide"]
+__all__ = ["Backend", "choose_backend", "guide", "guide_checked"]
 
 Backend = Literal["auto", "triton", "inductor", "torch"]
 _BACKENDS = get_args(Backend)
@@ -48,6 +48,8 @@ def choose_backend(program: Program, sample: int, device: torch.device, requeste
         RuntimeError: if a backend is asked for that can't run there.
     """
     chosen = _requested(requested)
+    if chosen == "auto" and device.type == "cpu" and sample <= SMALL:
+        return "lerp" if program.is_lerp else "small"
     if chosen == "triton":
         if reason := triton_backend.unavailable(device):
             raise RuntimeError(f"backend: 'triton' is not available: {reason}")
@@ -179,7 +181,6 @@ def guide(
     names = program.predictions
     if len(predictions) != len(names):
         raise ValueError(f"predictions: expected {len(names)} ({', '.join(names)}), got {len(predictions)}")
-    _check(names, predictions)
     first = predictions[0]
     given = params or {}
     batch = first.shape[0]
@@ -188,23 +189,46 @@ def guide(
         extra = [n for n in given if n not in program.params]
         raise ValueError(f"params: missing {missing}, unknown {extra}; the formula takes {list(program.params)}")
     values = [check_param(name, given[name], batch, first.device, check) for name in program.params]
+    return guide_checked(predictions, program, values, out=out, backend=backend, strategy=strategy)
+
+
+def guide_checked(
+    predictions: Sequence[Tensor],
+    program: Program,
+    values: Sequence[Any],
+    *,
+    out: Tensor | None = None,
+    backend: str | None = None,
+    strategy: Strategy | None = None,
+) -> Tensor:
+    """:func:`guide` for a caller that has checked the parameters and predictions' number already.
+
+    Args:
+        values: parameters in the order of ``program.params``, as :func:`check_param` returns them.
+    """
+    first = predictions[0]
+    _check(program.predictions, predictions)
     if out is not None:
-        _check((names[0], "out"), (first, out))
+        _check((program.predictions[0], "out"), (first, out))
     if first.numel() == 0:
         return torch.empty_like(first) if out is None else out
-
-    tracing = torch.compiler.is_compiling()
-    grad = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (*predictions, *values))
-    if tracing or grad:
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and _requires_grad(predictions, values)):
         result = functional.guide_rows(program, [p.flatten(1) for p in predictions], values).view(first.shape)
         return result if out is None else out.copy_(result)
 
-    path = choose_backend(program, first.numel() // batch, first.device, backend)
+    path = choose_backend(program, first.numel() // first.shape[0], first.device, backend)
     if path == "lerp":
         if (done := _lerp(program, predictions, values, out)) is not None:
             return done
         path = "small" if first.device.type == "cpu" else "torch"
     return _run(path, program, predictions, values, out, strategy, forced=backend == "triton")
+
+
+def _requires_grad(predictions: Sequence[Tensor], values: Sequence[Any]) -> bool:
+    for tensor in predictions:
+        if tensor.requires_grad:
+            return True
+    return any(isinstance(v, Tensor) and v.requires_grad for v in values)
 
 
 def _lerp(program: Program, predictions: Sequence[Tensor], values: Sequence[Any], out: Tensor | None) -> Tensor | None:
@@ -230,6 +254,9 @@ def _run(
     first = predictions[0]
     target = torch.empty_like(first) if out is None else out
     *inputs, rows = _rows([*predictions, target])
+    if path == "small" and rows.data_ptr() == target.data_ptr():
+        guide_small(program, inputs, values, rows)
+        return target
     # A reshape that had to copy leaves `target` apart; a compiled function may not write what it also reads.
     direct = _same_memory(rows, target)
     if path == "inductor" and any(_same_memory(target, p) for p in predictions):

@@ -15,6 +15,8 @@ __all__ = ["host_params", "lerp_weight", "weigh_on_host"]
 
 def host_params(params: Sequence[Any], batch: int) -> list[Sequence[float]]:
     """Parameters as numbers, per sample: a list (one entry a sample) of tuples."""
+    if not any(isinstance(p, Tensor) for p in params):
+        return [tuple(params)] * batch
     columns = [p.tolist() if isinstance(p, Tensor) else p for p in params]
     return [tuple(c[b] if isinstance(c, list) else c for c in columns) for b in range(batch)]
 

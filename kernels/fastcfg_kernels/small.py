@@ -7,6 +7,7 @@ place in a vector register, and a sample's place in a batch, do not show in the 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -25,60 +26,89 @@ __all__ = ["SMALL", "guide_small"]
 SMALL = 20_000
 """Largest sample, in elements, for which calls cost more than a compiled function saves."""
 
-_DOT = 8192  # BLAS splits longer dot products between threads.
-
 Array = npt.NDArray[Any]
 
 
 class _Layout:
-    """How the vectors of a program's sums lie in one buffer; worked out once."""
+    """Which vectors a program's sums read, and where each sum stands in their Gram matrix; worked out once."""
 
     def __init__(self, program: Program) -> None:
-        used = sorted({v for _, a, b in program.pairs for v in (a, b)} | set(program.centred))
-        size = len(program.predictions)
-        # Where a vector comes from: the difference basis, or a prediction other than the base.
-        self.sources = [(True, v) if v < size else (False, v - size + 1) for v in used]
-        pairs = [(kind, i, used.index(a), used.index(b)) for i, (kind, a, b) in enumerate(program.pairs)]
-        self.raw = [pair[1:] for pair in pairs if pair[0] == "dot"]
-        self.centred = [pair[1:] for pair in pairs if pair[0] == "cov"]
-        self.means = [used.index(v) for v in program.means]
-        self.centres = bool(program.centred)
-        self.sums = len(pairs)
+        self.raw = _Gram(program, "dot")
+        self.centred = _Gram(program, "cov")
+        self.count = len(program.pairs)
+
+
+class _Gram:
+    """The pairs of one kind: ``vectors`` to stack, and ``(position, row, column)`` of each sum."""
+
+    def __init__(self, program: Program, kind: str) -> None:
+        self.vectors = sorted({v for k, a, b in program.pairs if k == kind for v in (a, b)})
+        self.entries = [
+            (i, self.vectors.index(a), self.vectors.index(b)) for i, (k, a, b) in enumerate(program.pairs) if k == kind
+        ]
 
 
 _layout = cache(_Layout)
 
 
-def _dot(x: Array, y: Array) -> float:
-    count = x.shape[0]
-    if count <= _DOT:
-        return float(np.dot(x, y))
-    return sum(float(np.dot(x[i : i + _DOT], y[i : i + _DOT])) for i in range(0, count, _DOT))
+class _Scratch(threading.local):
+    """Memory that stays: a fresh block of this size costs more in page faults than what is done in it."""
+
+    def __init__(self) -> None:
+        self.gram: dict[tuple[int, int, Any], Array] = {}
+        self.deltas: dict[tuple[int, int, Any], Array] = {}
+
+    @staticmethod
+    def rows(blocks: dict[tuple[int, int, Any], Array], size: int, count: int, dtype: Any) -> Array:
+        """``[size, count]`` of whatever; the last few shapes are kept."""
+        key = (size, count, dtype)
+        if (block := blocks.get(key)) is None:
+            if len(blocks) >= 4:
+                blocks.clear()
+            block = blocks[key] = np.empty((size, count), dtype)
+        return block
 
 
-def _sums(program: Program, predictions: Sequence[Array], basis: Sequence[Array]) -> list[list[float]]:
-    """The sums of each sample, of ``[B, N]`` predictions and their difference basis."""
+_scratch = _Scratch()
+
+
+def _centred_gram(sources: Sequence[Array]) -> tuple[list[list[float]], list[float]]:
+    """Gram matrix of rows ``[N]`` relative to a pivot each, by one matrix product, and their means from it.
+
+    The pivot is the first element: a constant is exactly zero, and so are its sums. A row of ones below the rows
+    gives their sums. Where an element apart from the others makes a bad pivot, so that subtracting the mean would
+    cost digits, the pivot is the mean.
+    """
+    size, count = len(sources), sources[0].shape[0]
+    rows = _scratch.rows(_scratch.gram, size + 1, count, sources[0].dtype)
+    for row, source in zip(rows, sources, strict=False):
+        np.subtract(source, source[0], out=row)
+    rows[size] = 1
+    gram: list[list[float]] = np.dot(rows, rows[:size].T).tolist()
+    means = [total / count for total in gram[size]]
+    if any(count * m * m > 0.5 * gram[k][k] for k, m in enumerate(means)):
+        rows[:size] -= np.array(means, rows.dtype)[:, None]
+        gram = np.dot(rows, rows[:size].T).tolist()
+        means = [total / count for total in gram[size]]
+    return gram, means
+
+
+def _sums(program: Program, vectors: Sequence[Array]) -> list[float]:
+    """The sums that ``program.weigh`` takes, of one sample's fixed vectors ``[N]``."""
     layout = _layout(program)
-    batch = basis[0].shape[0]
-    sources = [basis[k] if basic else predictions[k] for basic, k in layout.sources]
-    sums = [[0.0] * layout.sums for _ in range(batch)]
-    for i, x, y in layout.raw:
-        for b in range(batch):
-            sums[b][i] = _dot(sources[x][b], sources[y][b])
-    if layout.centres:
-        buffer = np.empty((len(sources), *basis[0].shape), basis[0].dtype)
-        for k, source in enumerate(sources):
-            # Relative to the first element a constant is exactly zero, and so are its sums.
-            np.subtract(source, source[:, :1], out=buffer[k])
-        mean = np.add.reduce(buffer, -1, keepdims=True)
-        mean /= buffer.shape[-1]
-        buffer -= mean
-        for i, x, y in layout.centred:
-            for b in range(batch):
-                sums[b][i] = _dot(buffer[x, b], buffer[y, b])
-        for k in layout.means:
-            for b in range(batch):
-                sums[b].append(float(mean[k, b, 0]) + float(sources[k][b, 0]))
+    sums = [0.0] * layout.count
+    if layout.raw.entries:
+        rows = _scratch.rows(_scratch.gram, len(layout.raw.vectors), vectors[0].shape[0], vectors[0].dtype)
+        np.stack([vectors[v] for v in layout.raw.vectors], out=rows)
+        gram = np.dot(rows, rows.copy().T).tolist()  # A copy: for its own transpose BLAS has a slower routine.
+        for i, row, column in layout.raw.entries:
+            sums[i] = gram[row][column]
+    if layout.centred.vectors:
+        gram, means = _centred_gram([vectors[v] for v in layout.centred.vectors])
+        count = vectors[0].shape[0]
+        for i, row, column in layout.centred.entries:
+            sums[i] = gram[row][column] - count * means[row] * means[column]
+    sums.extend(float(np.mean(vectors[v], dtype=np.float64)) for v in program.means)
     return sums
 
 
@@ -89,10 +119,16 @@ def guide_small(program: Program, predictions: Sequence[Tensor], params: Sequenc
     same = out.dtype == acc
     arrays = [p.numpy() if same else p.to(acc).numpy() for p in predictions]
     base = arrays[0]
-    basis = [base, *(a - base for a in arrays[1:])]
+    # The deltas are ours to overwrite; the base may be the caller's own memory, and so may the target.
+    deltas = _scratch.rows(_scratch.deltas, len(arrays) - 1, base.size, base.dtype).reshape(-1, *base.shape)
     with np.errstate(all="ignore"):
-        sums = _sums(program, arrays, basis) if program.reduces else [[]] * batch
-        weighed = [weigh_on_host(program, s, count, p) for s, p in zip(sums, host_params(params, batch), strict=True)]
+        for other, delta in zip(arrays[1:], deltas, strict=True):
+            np.subtract(other, base, out=delta)
+        vectors = [base, *deltas, *arrays[1:]]
+        weighed = [
+            weigh_on_host(program, _sums(program, [v[b] for v in vectors]) if program.reduces else (), count, values)
+            for b, values in enumerate(host_params(params, batch))
+        ]
 
         def column(k: int) -> Any:
             if batch == 1:
@@ -100,11 +136,10 @@ def guide_small(program: Program, predictions: Sequence[Tensor], params: Sequenc
             return np.array([[w[k]] for w in weighed], dtype=base.dtype)
 
         target = out.numpy() if same else np.empty_like(base)
-        # The deltas are ours to overwrite; the base may be the caller's own memory, and so may the target.
-        terms = [np.multiply(delta, column(k), out=delta) for k, delta in enumerate(basis[1:], start=1)]
         np.multiply(base, column(0), out=target)
-        for term in terms:
-            target += term
+        for k, delta in enumerate(deltas, start=1):
+            delta *= column(k)
+            target += delta
         if program.clamps:
             np.clip(target, column(-2), column(-1), out=target)
     if not same:
