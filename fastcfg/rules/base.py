@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any, ClassVar, cast
 
 import fastcfg_kernels as fk
@@ -69,6 +69,20 @@ class Lerp:
     weight: float
 
 
+def _then_prepare(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A ``__post_init__`` that also fills the rule's cached properties.
+
+    ``torch.compile`` can't trace the making of a program, so that a rule has to be ready before it is called.
+    """
+
+    @wraps(check)
+    def prepared(self: Rule) -> None:
+        check(self)
+        _ = self.lerp, self.numbers, self.lowered.program
+
+    return prepared
+
+
 @dataclass(frozen=True)
 class Rule:
     """Base of all rules: frozen dataclasses of numbers, schedules and named choices.
@@ -83,6 +97,10 @@ class Rule:
         super().__init_subclass__(**kwargs)
         if register:
             registry[cls.__name__] = cls
+            cls.__post_init__ = _then_prepare(cls.__post_init__)  # type: ignore[method-assign]
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
 
     @property
     def conditions(self) -> tuple[str, ...]:

@@ -84,6 +84,10 @@ class Program:
     stages: tuple[Stage, ...]
     weigh: Callable[..., tuple[Any, ...]] = field(compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        # Before Python 3.12 the first read of a cached property takes a lock, which Dynamo can't trace.
+        _ = self.reduces, self.is_lerp, self.centred
+
     def __hash__(self) -> int:
         return self._hash
 
