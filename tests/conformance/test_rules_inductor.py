@@ -1,0 +1,82 @@
+"""The compiled CPU path: the bound, batch invariance and run-time scales, on a few rules.
+
+A program and a dtype cost seconds of C++, so that one rule of each kind stands for the others: linear, a ratio of
+sums, centred sums of all pairs, a clamp.
+"""
+
+import pytest
+import torch
+from fastcfg_kernels import inductor
+from fastcfg_kernels.notices import warn_once
+
+from conformance.cases import BY_NAME, Case, draw, exact, run
+from conformance.tolerances import check_error
+
+pytestmark = pytest.mark.skipif(not inductor.can_compile(), reason="there is no C++ compiler")
+
+SIZE = 33001
+COMPILED = [
+    (BY_NAME["DualCFG"], torch.bfloat16),
+    (BY_NAME["CFG(rescale)"], torch.float32),
+    (BY_NAME["CFG(rescale)"], torch.bfloat16),
+    (BY_NAME["CFG(rescale)"], torch.float16),
+    (BY_NAME["PerpNeg_2"], torch.float32),
+    (BY_NAME["PerpNeg_1+rescale_l2"], torch.float64),
+    (BY_NAME["CFG+clamp"], torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize(("case", "dtype"), COMPILED, ids=str)
+def test_inductor_is_within_the_bound_and_batch_invariant(case: Case, dtype: torch.dtype) -> None:
+    predictions = draw(case, (8, SIZE), dtype)
+    whole = run(case.rule, predictions, "inductor")
+    check_error(case, whole, exact(predictions))
+    for b in range(8):
+        alone = run(case.rule, {name: p[b : b + 1].clone() for name, p in predictions.items()}, "inductor")
+        assert torch.equal(alone, whole[b : b + 1]), f"sample {b}"
+
+
+def test_large_samples_take_the_compiled_path_and_equal_it() -> None:
+    case = BY_NAME["CFG(rescale)"]
+    predictions = draw(case, (2, SIZE), torch.float32)
+    assert torch.equal(run(case.rule, predictions, "auto"), run(case.rule, predictions, "inductor"))
+
+
+def test_scales_and_sizes_change_without_a_recompile() -> None:
+    case = BY_NAME["CFG(rescale)"]
+    predictions = draw(case, (2, SIZE), torch.float32)
+    run(case.rule, predictions, "inductor")
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for scale in (1.5, torch.tensor(2.5), torch.tensor([3.0, 4.0]), 9.0):
+            run(case.rule, predictions, "inductor", params={"scale": scale})
+        for size in (SIZE + 4, 77_777):
+            run(case.rule, draw(case, (3, size), torch.float32), "inductor")
+
+
+def test_out_may_alias_an_input() -> None:
+    case = BY_NAME["CFG(rescale)"]
+    predictions = draw(case, (2, SIZE), torch.bfloat16)
+    expected = run(case.rule, predictions, "inductor")
+    for name in case.conditions:
+        copies = {n: p.clone() for n, p in predictions.items()}
+        assert run(case.rule, copies, "inductor", out=copies[name]) is copies[name]
+        assert torch.equal(copies[name], expected)
+
+
+def test_without_a_compiler_there_is_one_warning_and_the_torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    inductor.can_compile.cache_clear()
+    warn_once.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "no-such-compiler")
+    case = BY_NAME["CFG(rescale)"]
+    predictions = draw(case, (2, SIZE), torch.float32)
+    try:
+        with pytest.warns(RuntimeWarning, match="no-such-compiler") as caught:
+            got = run(case.rule, predictions, "auto")
+            run(case.rule, predictions, "auto")
+        assert len(caught) == 1
+        assert torch.equal(got, run(case.rule, predictions, "torch"))
+        with pytest.raises(RuntimeError, match="backend: 'inductor'"):
+            run(case.rule, predictions, "inductor")
+    finally:
+        inductor.can_compile.cache_clear()
