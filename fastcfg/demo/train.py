@@ -153,7 +153,10 @@ class Trainer:
         mine = asdict(self.config)
         different = sorted(key for key in mine if mine[key] != metadata["training"].get(key))
         if different:
-            raise ValueError(f"{path} was trained with another configuration; different: {', '.join(different)}")
+            raise ValueError(
+                f"{path} was trained with another configuration; different: {', '.join(different)}. "
+                "Give the same to resume, or train anew without resuming"
+            )
         by_kind: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             kind, name = key.split(".", 1)

@@ -137,6 +137,18 @@ def test_negative_colour_is_avoided() -> None:
     assert (seen_digit == digit).sum() >= 9
 
 
+def test_labels_not_given_are_null() -> None:
+    x = torch.zeros(2, 3, 28, 28)
+    given = torch.tensor([3, 5])
+    for made, digit, colour in (
+        (labels(like=x), [10, 10], [6, 6]),
+        (labels(given, like=x), [3, 5], [6, 6]),
+        (labels(colour=given, like=x), [10, 10], [3, 5]),
+    ):
+        assert made["digit"].tolist() == digit
+        assert made["colour"].tolist() == colour
+
+
 def test_sequential_and_batched_sampling_agree() -> None:
     model, _ = load_denoiser()
     noise = draw_noise(2, 0)
