@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -111,7 +111,7 @@ class GuidedDenoiser:
         predictions = run(x, t, {name: conditions[name] for name in names})
         if isinstance(rule, Linear) and rule.weights == ((names[0], 1.0),):
             return predictions[names[0]]
-        return guide(rule, params=params, backend=self.backend, **predictions)
+        return guide(rule, params=params, backend=self.backend, **cast(dict[str, Any], predictions))
 
     def _rule_at(self, step: int | None, num_steps: int | None) -> Rule:
         if step is None and num_steps is None:
@@ -135,7 +135,7 @@ class GuidedDenoiser:
             raise ValueError(
                 f"model: expected {passes * batch} predictions for {passes} passes of {batch}, got {result.shape[0]}"
             )
-        return dict(zip(conditions, result.unflatten(0, (passes, batch)).unbind(0), strict=True))
+        return dict(zip(conditions, result.view(passes, batch, *result.shape[1:]).unbind(0), strict=True))
 
 
 def _stack(conditions: Mapping[str, Mapping[str, Any]], batch: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def split_batch(rule: Rule, batch: Tensor, order: Sequence[str] | None = None) -
         raise ValueError(
             f"batch: expected [k*B, ...] with k = {len(names)} ({', '.join(names)}), got {list(batch.shape)}"
         )
-    parts = batch.unflatten(0, (len(names), batch.shape[0] // len(names))).unbind(0)
+    parts = batch.view(len(names), batch.shape[0] // len(names), *batch.shape[1:]).unbind(0)
     return dict(zip(names, parts, strict=True))
 
 
@@ -80,8 +80,8 @@ def guide(
         # The commonest call, one kernel of torch: nothing may stand in its way.
         u, c = predictions.get(lerp.base), predictions.get(lerp.delta)
         if (
-            u is not None
-            and c is not None
+            isinstance(u, Tensor)
+            and isinstance(c, Tensor)
             and u.shape == c.shape
             and u.dtype is c.dtype
             and u.dtype in _FLOATS
@@ -101,7 +101,7 @@ def guide(
             raise TypeError(f"{name}: expected a tensor, got {type(predictions[name]).__name__}")
     tensors = [predictions[name] for name in names]
     if not params and rule.numbers is not None:
-        return fk.guide_checked(tensors, lowered.program, rule.numbers, out=out, backend=backend)
+        return fk.guide_checked(tensors, lowered.program, rule.numbers, out=out, backend=backend)[0]
     values = dict(lowered.params)
     for name, value in (params or {}).items():
         if name not in values:

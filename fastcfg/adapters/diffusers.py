@@ -33,8 +33,11 @@ class FusedClassifierFreeGuidance(ClassifierFreeGuidance):  # type: ignore[misc]
         """
         pred = pred_cond
         if self._is_cfg_enabled():
-            base = "cond" if self.use_original_formulation else "uncond"
-            rule = CFG(self.guidance_scale, max(self.guidance_rescale, 0.0), base)
+            rule = CFG(
+                self.guidance_scale,
+                max(self.guidance_rescale, 0.0),
+                base="cond" if self.use_original_formulation else "uncond",
+            )
             if pred_uncond is None:
                 raise ValueError("pred_uncond: expected a tensor, guidance is enabled at this step")
             pred = guide(rule, uncond=pred_uncond, cond=pred_cond)

@@ -97,7 +97,7 @@ class Rule:
         super().__init_subclass__(**kwargs)
         if register:
             registry[cls.__name__] = cls
-            cls.__post_init__ = _then_prepare(cls.__post_init__)  # type: ignore[method-assign]
+            cls.__post_init__ = _then_prepare(cls.__post_init__)  # type: ignore[method-assign, assignment]
 
     def __post_init__(self) -> None:
         """Check the fields."""

@@ -5,7 +5,7 @@ Nothing here knows about diffusion; :mod:`fastcfg` holds the rules.
 
 from . import math
 from .generated import function_from_source
-from .guide import Backend, choose_backend, guide, guide_checked
+from .guide import Backend, choose_backend, guide, guide_checked, guide_outputs
 from .host import lerp_weight
 from .launch_plan import LaunchPlan, plan_launch
 from .program import Program, Stage, compile_program
@@ -20,6 +20,7 @@ __all__ = [
     "function_from_source",
     "guide",
     "guide_checked",
+    "guide_outputs",
     "lerp_weight",
     "math",
     "plan_launch",

@@ -108,18 +108,18 @@ def compile_ahead(
 
     from .triton_kernels import apply_kernel, row_kernel, tile_kernel
 
-    size = len(program.predictions)
-    number = f"*{_TYPES[dtype]}"
+    size = program.width
     acc = accumulator(dtype)
+    number = f"*{_TYPES[dtype]}"
     fixed = {**kernel_constants(program), "ACC": tl.float64 if acc == torch.float64 else tl.float32}
     fixed["STRIDES"] = (-1,) * len(program.params)
     signatures: dict[str, Any] = {
-        "predictions": (number,) * size,
-        "out": number,
+        "predictions": (number,) * len(program.predictions) + (f"*{_TYPES[acc]}",) * len(program.extras),
+        "outs": (number,) + (f"*{_TYPES[acc]}",) * (program.outputs - 1),
         "params": ("fp32",) * len(program.params),
         "workspace": f"*{_TYPES[acc]}",
         "strides": ("i64",) * size,
-        "out_stride": "i64",
+        "out_strides": ("i64",) * program.outputs,
         "count": "i64",
         "tiles": "i32",
     }
@@ -144,7 +144,9 @@ def compile_ahead(
             for i, name in enumerate(kernel.arg_names):
                 if name in ("predictions", "strides"):
                     attrs |= {(i, k): divisible for k in range(size)}
-                elif name in ("out", "workspace", "out_stride", "count"):
+                elif name in ("outs", "out_strides"):
+                    attrs |= {(i, k): divisible for k in range(program.outputs)}
+                elif name in ("workspace", "count"):
                     attrs[(i,)] = divisible
         # A wavefront of AMD has 64 lanes: half the warps make the same number of threads.
         options = {"num_warps": plan.num_warps * 32 // warp, "enable_fp_fusion": True}

@@ -18,45 +18,52 @@ from .tiles import accumulator, basis, sample_sums
 __all__ = ["combine", "guide_rows"]
 
 
-def combine(program: Program, predictions: Sequence[Tensor], weighed: Sequence[Any]) -> Tensor:
-    """``sum_k w_k b_k`` over the difference basis and the clamp, in the accumulator's dtype.
+def _over_elements(value: Any) -> Any:
+    return value.unsqueeze(-1) if isinstance(value, Tensor) and value.dim() else value
+
+
+def _weighted_sum(weights: Sequence[Any], vectors: Sequence[Tensor]) -> Tensor:
+    result: Tensor | None = None
+    for weight, vector in zip(weights, vectors, strict=True):
+        if isinstance(weight, Tensor) or weight != 0:
+            unit = not isinstance(weight, Tensor) and weight == 1
+            term = vector if unit else _over_elements(weight) * vector
+            result = term if result is None else result + term
+    return torch.zeros_like(vectors[0]) if result is None else result
+
+
+def combine(program: Program, inputs: Sequence[Tensor], weighed: Sequence[Any]) -> list[Tensor]:
+    """``sum_k w_k b_k`` over the difference basis and the extras for each output, in the accumulator's dtype.
 
     Args:
-        predictions: K tensors ``[..., N]``.
+        inputs: K predictions ``[..., N]``, then E extras.
         weighed: what ``program.weigh`` returned: numbers or ``[...]`` tensors.
     """
-    vectors = basis(predictions, accumulator(predictions[0].dtype))
-
-    def over_elements(value: Any) -> Any:
-        return value.unsqueeze(-1) if isinstance(value, Tensor) and value.dim() else value
-
-    result: Tensor | None = None
-    for weight, vector in zip(weighed, vectors, strict=False):
-        unit = not isinstance(weight, Tensor) and weight == 1
-        term = vector if unit else over_elements(weight) * vector
-        result = term if result is None else result + term
-    assert result is not None
+    vectors = basis(program, inputs, accumulator(inputs[0].dtype))
+    width = program.width
+    results = [_weighted_sum(weighed[o * width : (o + 1) * width], vectors) for o in range(program.outputs)]
     if program.clamps:
-        low, high = (over_elements(bound) for bound in weighed[-2:])
+        low, high = (_over_elements(bound) for bound in weighed[-2:])
         if isinstance(low, Tensor) != isinstance(high, Tensor):
-            low, high = (torch.as_tensor(b, dtype=result.dtype, device=result.device) for b in (low, high))
-        result = torch.clamp(result, low, high)
-    return result
+            low, high = (torch.as_tensor(b, dtype=results[0].dtype, device=results[0].device) for b in (low, high))
+        results[0] = torch.clamp(results[0], low, high)
+    return results
 
 
-def guide_rows(program: Program, predictions: Sequence[Tensor], params: Sequence[Any]) -> Tensor:
+def guide_rows(program: Program, inputs: Sequence[Tensor], params: Sequence[Any]) -> list[Tensor]:
     """Sums, weights and combine of rows.
 
     Args:
-        predictions: K tensors ``[..., N]`` of one floating dtype; a row is a sample.
+        inputs: K predictions ``[..., N]`` of one floating dtype, then E extras in the accumulator's; a row is a
+            sample.
         params: numbers, 0-dim or ``[...]`` tensors, in the order of ``program.params``.
 
     Returns:
-        ``[..., N]`` in the predictions' dtype.
+        The guided prediction ``[..., N]`` in the predictions' dtype, then the other outputs in the accumulator's.
     """
-    dtype = predictions[0].dtype
+    dtype = inputs[0].dtype
     acc = accumulator(dtype)
     values = tuple(p.to(acc) if isinstance(p, Tensor) else p for p in params)
-    sums = tuple(sample_sums(program, predictions)) if program.reduces else ()
-    weighed = program.weigh(sums, float(predictions[0].shape[-1]), values)
-    return combine(program, predictions, weighed).to(dtype)
+    sums = tuple(sample_sums(program, inputs)) if program.reduces else ()
+    first, *others = combine(program, inputs, program.weigh(sums, float(inputs[0].shape[-1]), values))
+    return [first.to(dtype), *others]

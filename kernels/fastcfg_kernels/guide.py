@@ -18,8 +18,9 @@ from .launch_plan import Strategy
 from .notices import warn_once
 from .program import Program
 from .small import SMALL, guide_small
+from .tiles import accumulator
 
-__all__ = ["Backend", "choose_backend", "guide", "guide_checked"]
+__all__ = ["Backend", "choose_backend", "guide", "guide_checked", "guide_outputs"]
 
 Backend = Literal["auto", "triton", "inductor", "torch"]
 _BACKENDS = get_args(Backend)
@@ -178,18 +179,43 @@ def guide(
         TypeError, ValueError: naming the argument, for anything that does not fit.
         RuntimeError: if a backend is asked for that can't run there.
     """
+    if program.extras or program.outputs != 1:
+        raise ValueError("program: has state; guide it with guide_outputs")
+    return guide_outputs(predictions, program, params, out=out, backend=backend, strategy=strategy, check=check)[0]
+
+
+def guide_outputs(
+    predictions: Sequence[Tensor],
+    program: Program,
+    params: Mapping[str, Any] | None = None,
+    *,
+    extras: Sequence[Tensor] = (),
+    out: Tensor | None = None,
+    backend: str | None = None,
+    strategy: Strategy | None = None,
+    check: bool = False,
+) -> list[Tensor]:
+    """:func:`guide` for a program with further inputs and outputs.
+
+    Args:
+        extras: a tensor for each name in ``program.extras``, of the predictions' shape and device, in float32
+            (float64 for float64 predictions).
+
+    Returns:
+        The guided prediction, then the other outputs in the extras' dtype.
+    """
     names = program.predictions
     if len(predictions) != len(names):
         raise ValueError(f"predictions: expected {len(names)} ({', '.join(names)}), got {len(predictions)}")
     first = predictions[0]
     given = params or {}
-    batch = first.shape[0]
+    batch = first.shape[0] if first.dim() else 0
     if len(given) != len(program.params) or any(name not in given for name in program.params):
         missing = [n for n in program.params if n not in given]
         extra = [n for n in given if n not in program.params]
         raise ValueError(f"params: missing {missing}, unknown {extra}; the formula takes {list(program.params)}")
     values = [check_param(name, given[name], batch, first.device, check) for name in program.params]
-    return guide_checked(predictions, program, values, out=out, backend=backend, strategy=strategy)
+    return guide_checked(predictions, program, values, extras=extras, out=out, backend=backend, strategy=strategy)
 
 
 def guide_checked(
@@ -197,35 +223,57 @@ def guide_checked(
     program: Program,
     values: Sequence[Any],
     *,
+    extras: Sequence[Tensor] = (),
     out: Tensor | None = None,
     backend: str | None = None,
     strategy: Strategy | None = None,
-) -> Tensor:
-    """:func:`guide` for a caller that has checked the parameters and predictions' number already.
+) -> list[Tensor]:
+    """:func:`guide_outputs` for a caller that has checked the parameters and predictions' number already.
 
     Args:
         values: parameters in the order of ``program.params``, as :func:`check_param` returns them.
     """
     first = predictions[0]
     _check(program.predictions, predictions)
+    if extras or program.extras:
+        _check_extras(program, first, extras)
     if out is not None:
         _check((program.predictions[0], "out"), (first, out))
+    acc = accumulator(first.dtype)
+    inputs = [*predictions, *extras]
     if first.numel() == 0:
-        return torch.empty_like(first) if out is None else out
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and _requires_grad(predictions, values)):
-        result = functional.guide_rows(program, [p.flatten(1) for p in predictions], values).view(first.shape)
-        return result if out is None else out.copy_(result)
+        others = [torch.empty_like(first, dtype=acc) for _ in range(1, program.outputs)]
+        return [torch.empty_like(first) if out is None else out, *others]
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and _requires_grad(inputs, values)):
+        results = functional.guide_rows(program, [p.flatten(1) for p in inputs], values)
+        shaped = [r.view(first.shape) for r in results]
+        return shaped if out is None else [out.copy_(shaped[0]), *shaped[1:]]
 
     path = choose_backend(program, first.numel() // first.shape[0], first.device, backend)
     if path == "lerp":
         if (done := _lerp(program, predictions, values, out)) is not None:
-            return done
+            return [done]
         path = "small" if first.device.type == "cpu" else "torch"
-    return _run(path, program, predictions, values, out, strategy, forced=backend == "triton")
+    targets = [torch.empty_like(first) if out is None else out]
+    targets += [torch.empty_like(first, dtype=acc) for _ in range(1, program.outputs)]
+    _run(path, program, inputs, values, targets, strategy, forced=backend == "triton")
+    return targets
 
 
-def _requires_grad(predictions: Sequence[Tensor], values: Sequence[Any]) -> bool:
-    for tensor in predictions:
+def _check_extras(program: Program, first: Tensor, extras: Sequence[Tensor]) -> None:
+    if len(extras) != len(program.extras):
+        raise ValueError(f"extras: expected {len(program.extras)} {list(program.extras)}, got {len(extras)}")
+    acc = accumulator(first.dtype)
+    for name, extra in zip(program.extras, extras, strict=True):
+        if extra.shape != first.shape or extra.dtype != acc or extra.device != first.device:
+            raise ValueError(
+                f"{name}: expected {list(first.shape)} in {acc} on {first.device}, "
+                f"got {list(extra.shape)} in {extra.dtype} on {extra.device}"
+            )
+
+
+def _requires_grad(inputs: Sequence[Tensor], values: Sequence[Any]) -> bool:
+    for tensor in inputs:
         if tensor.requires_grad:
             return True
     return any(isinstance(v, Tensor) and v.requires_grad for v in values)
@@ -245,27 +293,24 @@ def _lerp(program: Program, predictions: Sequence[Tensor], values: Sequence[Any]
 def _run(
     path: str,
     program: Program,
-    predictions: Sequence[Tensor],
+    inputs: Sequence[Tensor],
     values: Sequence[Any],
-    out: Tensor | None,
+    targets: Sequence[Tensor],
     strategy: Strategy | None,
     forced: bool,
-) -> Tensor:
-    first = predictions[0]
-    target = torch.empty_like(first) if out is None else out
-    *inputs, rows = _rows([*predictions, target])
-    if path == "small" and rows.data_ptr() == target.data_ptr():
-        guide_small(program, inputs, values, rows)
-        return target
-    # A reshape that had to copy leaves `target` apart; a compiled function may not write what it also reads.
-    direct = _same_memory(rows, target)
-    if path == "inductor" and any(_same_memory(target, p) for p in predictions):
-        direct = False
-    destination = rows if direct else torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+) -> None:
+    """Run a path on the tensors as rows, and bring to ``targets`` what it could not write there itself."""
+    rows = _rows([*inputs, *targets])
+    sources, destinations = rows[: len(inputs)], rows[len(inputs) :]
+    for k, (row, target) in enumerate(zip(destinations, targets, strict=True)):
+        # A reshape that had to copy leaves the target apart; a compiled function may not write what it also reads.
+        apart = row.data_ptr() != target.data_ptr()
+        if apart or (path == "inductor" and any(_same_memory(target, p) for p in inputs)):
+            destinations[k] = torch.empty(row.shape, dtype=row.dtype, device=row.device)
 
     if path == "triton":
         try:
-            triton_backend.guide_triton(program, inputs, values, destination, strategy=strategy)
+            triton_backend.guide_triton(program, sources, values, destinations, strategy=strategy)
         except Exception as error:
             if forced:
                 raise
@@ -274,14 +319,17 @@ def _run(
             warn_once(f"fastcfg: a Triton kernel could not be built or launched, the torch path is used ({reason})")
             path = "torch"
     if path == "small":
-        guide_small(program, inputs, values, destination)
+        guide_small(program, sources, values, destinations)
     elif path == "inductor":
-        guide_compiled(program, inputs, values, destination)
+        guide_compiled(program, sources, values, destinations)
     elif path == "torch":
         with torch.no_grad():
-            destination.copy_(functional.guide_rows(program, inputs, values))
-    if not direct:
-        target.copy_(
-            destination.view(target.shape) if destination.is_contiguous() else destination.reshape(target.shape)
-        )
-    return target
+            for destination, result in zip(destinations, functional.guide_rows(program, sources, values), strict=True):
+                destination.copy_(result)
+    for row, destination, target in zip(rows[len(inputs) :], destinations, targets, strict=True):
+        if destination.data_ptr() != target.data_ptr():
+            # The same order of elements as the rows were read in: the target's memory where it is dense.
+            if row.data_ptr() == target.data_ptr():
+                row.copy_(destination)
+            else:
+                target.copy_(destination.view(target.shape))

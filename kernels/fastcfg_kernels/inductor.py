@@ -23,6 +23,7 @@ from .tiles import TILE, accumulator
 
 __all__ = ["can_compile", "guide_compiled"]
 
+
 @cache
 def can_compile() -> bool:
     """Whether Inductor finds a C++ compiler; where not, a warning says so once."""
@@ -46,8 +47,9 @@ def _compiled(program: Program, dtype: torch.dtype, rest: bool) -> Callable[...,
     Dynamo counts recompilations by code object, so each has its own.
     """
 
-    def sample(out: Tensor, params: tuple[Tensor, ...], *predictions: Tensor) -> None:
-        out.copy_(functional.guide_rows(program, predictions, params))
+    def sample(outs: tuple[Tensor, ...], params: tuple[Tensor, ...], *inputs: Tensor) -> None:
+        for out, result in zip(outs, functional.guide_rows(program, inputs, params), strict=True):
+            out.copy_(result)
 
     code = sample.__code__.replace(co_name=f"fastcfg_sample_{len(_compiled_names)}")
     _compiled_names.append(code.co_name)
@@ -59,16 +61,16 @@ _compiled_names: list[str] = []
 _compile_lock = threading.Lock()
 
 
-def guide_compiled(program: Program, predictions: Sequence[Tensor], params: Sequence[Any], out: Tensor) -> None:
-    """Guide ``[B, N]`` contiguous rows by an Inductor function of one sample, run sample by sample; writes ``out``.
+def guide_compiled(program: Program, inputs: Sequence[Tensor], params: Sequence[Any], outs: Sequence[Tensor]) -> None:
+    """Guide ``[B, N]`` contiguous rows by an Inductor function of one sample, run sample by sample; writes ``outs``.
 
-    ``out`` may not overlap a prediction.
+    No output may overlap an input.
     """
-    batch, count = predictions[0].shape
-    acc = accumulator(predictions[0].dtype)
+    batch, count = inputs[0].shape
+    acc = accumulator(inputs[0].dtype)
     # Tensors, not numbers: Dynamo compiles again for a number that changes.
     columns = [torch.as_tensor(p, dtype=acc).expand(batch).unbind() for p in params]
-    run = _compiled(program, predictions[0].dtype, count % TILE != 0)
+    run = _compiled(program, inputs[0].dtype, count % TILE != 0)
     with torch.no_grad(), _compile_lock:
         for b in range(batch):
-            run(out[b], tuple(c[b] for c in columns), *(p[b] for p in predictions))
+            run(tuple(o[b] for o in outs), tuple(c[b] for c in columns), *(p[b] for p in inputs))

@@ -65,17 +65,22 @@ class Program:
 
     Attributes:
         predictions: names of the inputs, the base first.
+        extras: names of further inputs that are no predictions and have no delta (a momentum, a noise).
+        outputs: results of the combine: the guided prediction, then new values of state.
         pairs: the sums needed, as ``(kind, vector, vector)``. Vectors are numbered: ``0 … K-1`` is the difference
-            basis and ``K … 2K-2`` the predictions other than the base.
+            basis, ``K … K+E-1`` the extras, and after them come the predictions other than the base. The first
+            K+E carry weights.
         means: vectors whose mean is needed.
         params: public names of the parameters, in call order.
         clamps: whether the result is clipped to ``[low, high]``.
         source: the text of :attr:`weigh`, a function ``weigh(sums, count, params)`` of two tuples and a number;
-            ``sums`` holds the pairs' sums and then the means. It returns K weights, and then ``low, high`` where
-            :attr:`clamps`.
+            ``sums`` holds the pairs' sums and then the means. It returns K+E weights for each output, and then
+            ``low, high`` for the first where :attr:`clamps`.
     """
 
     predictions: tuple[str, ...]
+    extras: tuple[str, ...]
+    outputs: int
     pairs: tuple[tuple[str, int, int], ...]
     means: tuple[int, ...]
     params: tuple[str, ...]
@@ -93,7 +98,12 @@ class Program:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.predictions, self.stages))
+        return hash((self.predictions, self.extras, self.stages))
+
+    @cached_property
+    def width(self) -> int:
+        """Vectors that carry weights: the difference basis and the extras."""
+        return len(self.predictions) + len(self.extras)
 
     @cached_property
     def reduces(self) -> bool:
@@ -103,7 +113,7 @@ class Program:
     @cached_property
     def is_lerp(self) -> bool:
         """Whether it can be one ``torch.lerp``: two predictions, no sums, no clamp."""
-        return len(self.predictions) == 2 and not self.reduces and not self.clamps
+        return self.width == len(self.predictions) == 2 and self.outputs == 1 and not self.reduces and not self.clamps
 
     @cached_property
     def centred(self) -> tuple[int, ...]:
@@ -119,13 +129,15 @@ class Program:
 class _Vectors:
     """Names of the fixed vectors of a list of predictions, and their numbers."""
 
-    def __init__(self, predictions: tuple[str, ...], width: int) -> None:
+    def __init__(self, predictions: tuple[str, ...], extras: tuple[str, ...], width: int) -> None:
         base, *others = predictions
-        size = len(predictions)
+        size = len(predictions) + len(extras)
         self.number: dict[str, int] = {base: 0}
         for k, name in enumerate(others, start=1):
             self.number[f"d_{name}"] = k
             self.number[name] = size - 1 + k
+        for k, name in enumerate(extras, start=len(predictions)):
+            self.number[name] = k
         if width == 2:
             self.number.setdefault("d", 1)
         self.size = size
@@ -143,9 +155,11 @@ class _Vectors:
 class _Writer:
     """Writes the source of ``weigh``, and collects the sums and parameters on the way."""
 
-    def __init__(self, predictions: tuple[str, ...], width: int) -> None:
-        self.vectors = _Vectors(predictions, width)
-        self.width = width
+    def __init__(self, predictions: tuple[str, ...], extras: tuple[str, ...], width: int, outputs: int) -> None:
+        self.vectors = _Vectors(predictions, extras, width)
+        # The rule weighs its own predictions and the extras; what only modifiers read stands between them.
+        self.weighed = [*range(width), *range(len(predictions), self.vectors.size)]
+        self.outputs = outputs
         self.pairs: list[tuple[str, int, int]] = []
         self.means: list[int] = []
         self.params: list[str] = []
@@ -197,23 +211,30 @@ class _Writer:
         return f"params[{self.params.index(public)}]"
 
     def stage(self, index: int, stage: Stage) -> None:
-        names = list(inspect.signature(stage.fn).parameters)
-        if index == 0 and any(_RESULT in (n.split("_")[1:]) for n in names if n.startswith(("dot_", "cov_", "sum_"))):
+        arguments = list(inspect.signature(stage.fn).parameters)
+        sums = [name for name in arguments if name.startswith(("dot_", "cov_", "sum_"))]
+        if index == 0 and any(_RESULT in name.split("_")[1:] for name in sums):
             raise ValueError(f"formula {stage.fn.__name__}: the result 'y' is known to modifiers only")
-        call = f"formula{index}({', '.join(self.argument(name, stage) for name in names)})"
+        call = f"formula{index}({', '.join(self.argument(name, stage) for name in arguments)})"
         if stage.kind == "weights":
-            own = ", ".join(f"w{i}" for i in range(self.width))
-            self.lines.append(f"{own}, = {call}" if self.width == 1 else f"{own} = {call}")
-            self.lines.extend(f"w{i} = 0.0" for i in range(self.width, self.vectors.size))
+            names = [self.weight(output, i) for output in range(self.outputs) for i in self.weighed]
+            self.lines.append(f"{', '.join(names)}{',' * (len(names) == 1)} = {call}")
+            idle = [i for i in range(self.vectors.size) if i not in self.weighed]
+            self.lines.extend(f"{self.weight(output, i)} = 0.0" for output in range(self.outputs) for i in idle)
         elif stage.kind == "factor":
             self.lines.append(f"factor{index} = {call}")
             self.lines.extend(f"w{i} = w{i} * factor{index}" for i in range(self.vectors.size))
         else:
             self.lines.append(f"low, high = {call}")
 
+    @staticmethod
+    def weight(output: int, vector: int) -> str:
+        """The variable that holds an output's weight of a vector; modifiers work on the first output."""
+        return f"w{vector}" if output == 0 else f"update{output}_{vector}"
+
     def source(self, clamps: bool) -> str:
-        weights = ", ".join(f"w{i}" for i in range(self.vectors.size))
-        result = weights + (", low, high" if clamps else "," if self.vectors.size == 1 else "")
+        results = [self.weight(output, i) for output in range(self.outputs) for i in range(self.vectors.size)]
+        result = ", ".join(results + ["low", "high"] * clamps) + "," * (len(results) == 1)
         text = "\n".join(["def weigh(sums, count, params):", *(f"    {line}" for line in self.lines)])
         text += f"\n    return {result}\n"
         for i in reversed(range(len(self.pairs))):
@@ -228,18 +249,23 @@ def _build(source: str, stages: Sequence[Stage], wrap: Callable[[Callable[..., A
 
 
 @cache
-def compile_program(predictions: tuple[str, ...], stages: tuple[Stage, ...]) -> Program:
+def compile_program(
+    predictions: tuple[str, ...], stages: tuple[Stage, ...], extras: tuple[str, ...] = (), outputs: int = 1
+) -> Program:
     """Compile formulas over named predictions into a :class:`Program` (cached).
 
     Args:
         predictions: names, the base first.
         stages: the rule's formula and then its modifiers, innermost first. A clamp is last.
+        extras: names of further inputs.
+        outputs: how many results the rule's formula returns weights for. It returns the weights of all of them one
+            after the other, each over the difference basis and then the extras.
 
     Raises:
         ValueError: for a name that is not known, an argument list that cannot be read, or stages out of order.
     """
-    if not predictions or len(set(predictions)) != len(predictions):
-        raise ValueError(f"predictions: expected distinct names, got {predictions!r}")
+    if not predictions or len({*predictions, *extras}) != len(predictions) + len(extras):
+        raise ValueError(f"predictions, extras: expected distinct names, got {predictions!r} and {extras!r}")
     if not stages or stages[0].kind != "weights" or any(s.kind == "weights" for s in stages[1:]):
         raise ValueError("stages: the first, and only the first, returns weights")
     clamps = [s.kind == "clamp" for s in stages]
@@ -248,12 +274,14 @@ def compile_program(predictions: tuple[str, ...], stages: tuple[Stage, ...]) -> 
     width = stages[0].width or len(predictions)
     if not 1 <= width <= len(predictions):
         raise ValueError(f"stages: width: expected 1 ... {len(predictions)}, got {width}")
-    writer = _Writer(predictions, width)
+    writer = _Writer(predictions, extras, width, outputs)
     for index, stage in enumerate(stages):
         writer.stage(index, stage)
     source = writer.source(clamps[-1])
     return Program(
         predictions=predictions,
+        extras=extras,
+        outputs=outputs,
         pairs=tuple(writer.pairs),
         means=tuple(writer.means),
         params=tuple(writer.params),

@@ -112,19 +112,25 @@ def _sums(program: Program, vectors: Sequence[Array]) -> list[float]:
     return sums
 
 
-def guide_small(program: Program, predictions: Sequence[Tensor], params: Sequence[Any], out: Tensor) -> None:
-    """Guide ``[B, N]`` rows of small samples; writes ``out``, which may be one of the predictions."""
-    batch, count = out.shape
-    acc = accumulator(out.dtype)
-    same = out.dtype == acc
-    arrays = [p.numpy() if same else p.to(acc).numpy() for p in predictions]
+def guide_small(program: Program, inputs: Sequence[Tensor], params: Sequence[Any], outs: Sequence[Tensor]) -> None:
+    """Guide ``[B, N]`` rows of small samples; writes ``outs``, any of which may be one of the inputs.
+
+    Args:
+        inputs: K predictions of one dtype, then E extras in the accumulator's.
+        outs: the guided prediction in the predictions' dtype, then the other outputs in the accumulator's.
+    """
+    batch, count = inputs[0].shape
+    acc = accumulator(inputs[0].dtype)
+    size = len(program.predictions)
+    arrays = [p.numpy() if p.dtype == acc else p.to(acc).numpy() for p in inputs]
     base = arrays[0]
-    # The deltas are ours to overwrite; the base may be the caller's own memory, and so may the target.
-    deltas = _scratch.rows(_scratch.deltas, len(arrays) - 1, base.size, base.dtype).reshape(-1, *base.shape)
+    # The deltas are ours to overwrite; everything else may be the caller's own memory, and so may the outputs.
+    deltas = _scratch.rows(_scratch.deltas, size - 1, base.size, base.dtype).reshape(-1, *base.shape)
     with np.errstate(all="ignore"):
-        for other, delta in zip(arrays[1:], deltas, strict=True):
+        for other, delta in zip(arrays[1:size], deltas, strict=True):
             np.subtract(other, base, out=delta)
-        vectors = [base, *deltas, *arrays[1:]]
+        basis = [base, *deltas, *arrays[size:]]
+        vectors = [*basis, *arrays[1:size]]
         weighed = [
             weigh_on_host(program, _sums(program, [v[b] for v in vectors]) if program.reduces else (), count, values)
             for b, values in enumerate(host_params(params, batch))
@@ -135,12 +141,18 @@ def guide_small(program: Program, predictions: Sequence[Tensor], params: Sequenc
                 return weighed[0][k]
             return np.array([[w[k]] for w in weighed], dtype=base.dtype)
 
-        target = out.numpy() if same else np.empty_like(base)
-        np.multiply(base, column(0), out=target)
-        for k, delta in enumerate(deltas, start=1):
-            delta *= column(k)
-            target += delta
+        results = []
+        for output in reversed(range(program.outputs)):
+            # The first output is worked out last, when the deltas are needed no more.
+            last = output == 0
+            target = outs[0].numpy() if last and len(arrays) == size and outs[0].dtype == acc else np.empty_like(base)
+            np.multiply(base, column(output * program.width), out=target)
+            for k, vector in enumerate(basis[1:], start=1):
+                own = last and k < size
+                target += np.multiply(vector, column(output * program.width + k), out=vector if own else None)
+            results.append(target)
         if program.clamps:
-            np.clip(target, column(-2), column(-1), out=target)
-    if not same:
-        out.copy_(torch.from_numpy(target))
+            np.clip(results[-1], column(-2), column(-1), out=results[-1])
+    for out, result in zip(outs, reversed(results), strict=True):
+        if len(arrays) > size or out.dtype != acc:
+            out.copy_(torch.from_numpy(result))

@@ -26,22 +26,23 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def basis(predictions: Sequence[Tensor], acc: torch.dtype) -> list[Tensor]:
-    """The difference basis ``[base, delta, …]`` in ``acc``."""
-    base = predictions[0].to(acc)
-    return [base, *(p.to(acc) - base for p in predictions[1:])]
+def basis(program: Program, inputs: Sequence[Tensor], acc: torch.dtype) -> list[Tensor]:
+    """The difference basis ``[base, delta, …]`` and the extras in ``acc``, of the predictions and the extras."""
+    size = len(program.predictions)
+    base = inputs[0].to(acc)
+    return [base, *(p.to(acc) - base for p in inputs[1:size]), *(e.to(acc) for e in inputs[size:])]
 
 
 def _tile_sums(program: Program, tiles: Sequence[Tensor], acc: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
     """Per tile: means of the centred vectors, and the pairs' sums.
 
     Args:
-        tiles: K predictions ``[..., L]``.
+        tiles: K predictions and E extras ``[..., L]``.
 
     Returns:
         ``(means, sums)``, each a list of ``[...]``; ``cov`` sums are centred at the tile's own means.
     """
-    vectors = basis(tiles, acc) + [p.to(acc) for p in tiles[1:]]
+    vectors = basis(program, tiles, acc) + [p.to(acc) for p in tiles[1 : len(program.predictions)]]
     means, centred = {}, {}
     for v in program.centred:
         pivot = vectors[v][..., :1]
@@ -56,30 +57,30 @@ def _tile_sums(program: Program, tiles: Sequence[Tensor], acc: torch.dtype) -> t
     return list(means.values()), sums
 
 
-def sample_sums(program: Program, predictions: Sequence[Tensor]) -> list[Tensor]:
+def sample_sums(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     """The sums that ``program.weigh`` takes.
 
     Args:
-        predictions: K tensors ``[..., N]`` of one floating dtype.
+        inputs: K predictions ``[..., N]`` of one floating dtype, then E extras.
 
     Returns:
         A list of ``[...]`` tensors in the accumulator's dtype: the pairs' sums, then the means.
     """
-    acc = accumulator(predictions[0].dtype)
-    count = predictions[0].shape[-1]
+    acc = accumulator(inputs[0].dtype)
+    count = inputs[0].shape[-1]
     whole = count // TILE
     rest = count - whole * TILE
     if whole == 0:
-        means, sums = _tile_sums(program, predictions, acc)
+        means, sums = _tile_sums(program, inputs, acc)
         by_vector = dict(zip(program.centred, means, strict=True))
         return sums + [by_vector[v] for v in program.means]
     cut = count - rest
-    main = [p if rest == 0 else p[..., :cut] for p in predictions]
-    means, sums = _tile_sums(program, [p.unflatten(-1, (-1, TILE)) for p in main], acc)
+    main = [p if rest == 0 else p[..., :cut] for p in inputs]
+    means, sums = _tile_sums(program, [p.view(*p.shape[:-1], -1, TILE) for p in main], acc)
     tail_means: list[Tensor] = []
     tail_sums: list[Tensor] = []
     if rest:
-        tail_means, tail_sums = _tile_sums(program, [p[..., cut:] for p in predictions], acc)
+        tail_means, tail_sums = _tile_sums(program, [p[..., cut:] for p in inputs], acc)
 
     grand: dict[int, Tensor] = {}
     spread: dict[int, tuple[Tensor, Tensor | None]] = {}

@@ -64,57 +64,59 @@ def kernel_constants(program: Program) -> dict[str, Any]:
         "CENTRED": centred,
         "MEANS": tuple(centred.index(v) for v in program.means),
         "CLAMP": program.clamps,
+        "SIZE": len(program.predictions),
+        "WIDTH": program.width,
     }
 
 
 def guide_triton(
     program: Program,
-    predictions: Sequence[Tensor],
+    inputs: Sequence[Tensor],
     params: Sequence[Any],
-    out: Tensor,
+    outs: Sequence[Tensor],
     *,
     strategy: Strategy | None = None,
 ) -> None:
-    """Guide ``[B, N]`` rows (last stride 1, any batch stride) on their device; writes ``out``.
+    """Guide ``[B, N]`` rows (last stride 1, any batch stride) on their device; writes ``outs``.
 
     Args:
         params: numbers, or tensors of shape ``[]`` or ``[B]`` on the same device.
-        out: ``[B, N]``, one of the predictions or apart from them.
+        inputs: K predictions of one dtype, then E extras.
+        outs: ``[B, N]``, each one of the inputs or apart from them.
         strategy: force a launch strategy.
     """
     import triton.language as tl
 
     from .triton_kernels import apply_kernel, row_kernel, tile_kernel
 
-    batch, count = out.shape
-    acc = accumulator(predictions[0].dtype)
+    batch, count = outs[0].shape
+    acc = accumulator(inputs[0].dtype)
     constants = kernel_constants(program)
-    plan = plan_launch(
-        count, len(predictions), predictions[0].element_size(), reduces=program.reduces, strategy=strategy
-    )
+    plan = plan_launch(count, len(inputs), inputs[0].element_size(), reduces=program.reduces, strategy=strategy)
     values = tuple(p if isinstance(p, Tensor) else float(p) for p in params)
     param_strides = tuple((p.stride(0) if p.dim() else 0) if isinstance(p, Tensor) else -1 for p in values)
-    strides = tuple(p.stride(0) for p in predictions)
-    sums = {"PAIRS": constants["PAIRS"], "CENTRED": constants["CENTRED"]}
+    strides = tuple(p.stride(0) for p in inputs)
+    sums = {key: constants[key] for key in ("PAIRS", "CENTRED", "SIZE")}
     shared = {"TILE": plan.tile, "ACC": tl.float64 if acc == torch.float64 else tl.float32}
-    weights = {key: constants[key] for key in ("WEIGH", "MEANS", "CLAMP")} | {"STRIDES": param_strides}
+    weights = {key: constants[key] for key in ("WEIGH", "MEANS", "CLAMP", "WIDTH")} | {"STRIDES": param_strides}
     launch = {"num_warps": plan.num_warps}
-    inputs = tuple(predictions)
+    reads, writes = tuple(inputs), tuple(outs)
+    out_strides = tuple(o.stride(0) for o in outs)
 
-    device = torch.cuda.device(out.device) if out.device.type == "cuda" else nullcontext()
+    device = torch.cuda.device(outs[0].device) if outs[0].device.type == "cuda" else nullcontext()
     with device:
         if plan.strategy == "row":
             row_kernel[(batch,)](
-                inputs, out, values, strides, out.stride(0), count,
+                reads, writes, values, strides, out_strides, count,
                 TILES=plan.tiles, **sums, **weights, **shared, **launch,
             )  # fmt: skip
             return
         grid = (plan.tiles, batch)
         slots = len(program.centred) + len(program.pairs)
-        workspace = torch.empty((batch, max(slots, 1), plan.tiles), dtype=acc, device=out.device)
+        workspace = torch.empty((batch, max(slots, 1), plan.tiles), dtype=acc, device=outs[0].device)
         if program.reduces:
-            tile_kernel[grid](inputs, workspace, strides, count, plan.tiles, **sums, **shared, **launch)
+            tile_kernel[grid](reads, workspace, strides, count, plan.tiles, **sums, **shared, **launch)
         apply_kernel[grid](
-            inputs, out, values, workspace, strides, out.stride(0), count, plan.tiles,
+            reads, writes, values, workspace, strides, out_strides, count, plan.tiles,
             **sums, **weights, **shared, **launch,
         )  # fmt: skip

@@ -36,28 +36,39 @@ def _load(predictions, rows, start, count, TILE: tl.constexpr):
 
 
 @triton.jit
-def _vectors(raw, ACC: tl.constexpr):
-    """The fixed vectors in ``ACC``: the difference basis, then the predictions other than the base."""
+def _vectors(raw, SIZE: tl.constexpr, ACC: tl.constexpr):
+    """The fixed vectors in ``ACC``: the difference basis of ``SIZE`` predictions, the extras, the predictions again."""
     base = raw[0].to(ACC)
     out = (base,)
-    for k in tl.static_range(1, len(raw)):
+    for k in tl.static_range(1, SIZE):
         out = out + (raw[k].to(ACC) - base,)
-    for k in tl.static_range(1, len(raw)):
+    for k in tl.static_range(SIZE, len(raw)):
+        out = out + (raw[k].to(ACC),)
+    for k in tl.static_range(1, SIZE):
         out = out + (raw[k].to(ACC),)
     return out
 
 
 @triton.jit
-def _first(predictions, rows, start, ACC: tl.constexpr):
+def _first(predictions, rows, start, SIZE: tl.constexpr, ACC: tl.constexpr):
     """The fixed vectors' first element of a tile: the pivot that the tile's mean is taken from."""
     raw = ()
     for k in tl.static_range(len(predictions)):
         raw = raw + (tl.load(predictions[k] + rows[k] + start),)
-    return _vectors(raw, ACC)
+    return _vectors(raw, SIZE, ACC)
 
 
 @triton.jit
-def tile_sums(raw, first, size, PAIRS: tl.constexpr, CENTRED: tl.constexpr, TILE: tl.constexpr, ACC: tl.constexpr):
+def tile_sums(
+    raw,
+    first,
+    size,
+    PAIRS: tl.constexpr,
+    CENTRED: tl.constexpr,
+    SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    ACC: tl.constexpr,
+):
     """Partial sums of one tile: the means of the centred vectors, then the pairs' sums.
 
     Args:
@@ -67,7 +78,7 @@ def tile_sums(raw, first, size, PAIRS: tl.constexpr, CENTRED: tl.constexpr, TILE
         PAIRS: ``((centred, a, b), …)``; CENTRED: the vectors that need a mean.
     """
     inside = tl.arange(0, TILE) < size
-    vectors = _vectors(raw, ACC)
+    vectors = _vectors(raw, SIZE, ACC)
     means = ()
     centred = ()
     for i in tl.static_range(len(CENTRED)):
@@ -103,26 +114,42 @@ def _weigh(
 
 
 @triton.jit
-def _combine(raw, weights, CLAMP: tl.constexpr, ACC: tl.constexpr):
-    """``sum_k w_k b_k`` over the difference basis, then the clamp."""
-    vectors = _vectors(raw, ACC)
-    size: tl.constexpr = len(raw)
-    result = vectors[size - 1] * weights[size - 1]
-    for k in tl.static_range(1, size):
-        result = vectors[size - 1 - k] * weights[size - 1 - k] + result
-    if CLAMP:
-        result = tl.minimum(result, tl.full((), weights[size + 1], ACC), propagate_nan=tl.PropagateNan.ALL)
-        result = tl.maximum(result, tl.full((), weights[size], ACC), propagate_nan=tl.PropagateNan.ALL)
+def _combine(
+    raw, weights, OUTPUT: tl.constexpr, OUTPUTS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    CLAMP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """``sum_k w_k b_k`` over the difference basis and the extras for one output; the first one is clamped."""
+    vectors = _vectors(raw, SIZE, ACC)
+    result = vectors[WIDTH - 1] * weights[OUTPUT * WIDTH + WIDTH - 1]
+    for k in tl.static_range(1, WIDTH):
+        result = vectors[WIDTH - 1 - k] * weights[OUTPUT * WIDTH + WIDTH - 1 - k] + result
+    if CLAMP and OUTPUT == 0:
+        result = tl.minimum(result, tl.full((), weights[OUTPUTS * WIDTH + 1], ACC), propagate_nan=tl.PropagateNan.ALL)
+        result = tl.maximum(result, tl.full((), weights[OUTPUTS * WIDTH], ACC), propagate_nan=tl.PropagateNan.ALL)
     return result
+
+
+@triton.jit
+def _store(
+    outs, b, out_strides, offsets, count, raw, weights, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    CLAMP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Every output of one tile. All are worked out from the inputs before any is stored, which it may overwrite."""
+    results = ()
+    for o in tl.static_range(len(outs)):
+        results = results + (_combine(raw, weights, o, len(outs), SIZE, WIDTH, CLAMP, ACC),)
+    for o in tl.static_range(len(outs)):
+        pointer = outs[o] + b * out_strides[o] + offsets
+        tl.store(pointer, results[o].to(outs[o].dtype.element_ty), mask=offsets < count)
 
 
 @triton.jit
 def row_kernel(
     predictions,
-    out,
+    outs,
     params,
     strides,
-    out_stride,
+    out_strides,
     count,
     WEIGH: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -130,6 +157,8 @@ def row_kernel(
     MEANS: tl.constexpr,
     STRIDES: tl.constexpr,
     CLAMP: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
     TILES: tl.constexpr,
     TILE: tl.constexpr,
     ACC: tl.constexpr,
@@ -137,8 +166,8 @@ def row_kernel(
     """One program guides one sample of at most ``TILES * TILE`` elements, all of them held in registers.
 
     Args:
-        predictions: K pointers; sample ``b`` of prediction ``k`` starts at ``b * strides[k]``, contiguous.
-        out: pointer, sample ``b`` at ``b * out_stride``. It may be one of the predictions.
+        predictions: K + E pointers, the extras last; sample ``b`` of ``k`` starts at ``b * strides[k]``, contiguous.
+        outs: pointers, sample ``b`` of ``o`` at ``b * out_strides[o]``. Each may be one of the inputs.
         params: numbers (``STRIDES[i] < 0``) or pointers to ``[B]`` (stride 1) or 0-dim (stride 0) tensors.
         count: elements of a sample.
     """
@@ -157,7 +186,8 @@ def row_kernel(
         lanes = lanes + (tl.zeros((_MERGE,), ACC),)
     for t in tl.static_range(TILES):
         size = tl.minimum(count - t * TILE, TILE)
-        partial = tile_sums(blocks[t], _first(predictions, rows, t * TILE, ACC), size, PAIRS, CENTRED, TILE, ACC)
+        first = _first(predictions, rows, t * TILE, SIZE, ACC)
+        partial = tile_sums(blocks[t], first, size, PAIRS, CENTRED, SIZE, TILE, ACC)
         filled = ()
         for s in tl.static_range(slots):
             filled = filled + (tl.where(lane == t, partial[s], lanes[s]),)
@@ -182,8 +212,7 @@ def row_kernel(
     weights = _weigh(means, sums, count, params, b, WEIGH, MEANS, STRIDES, ACC)
     for t in tl.static_range(TILES):
         offsets = t * TILE + tl.arange(0, TILE).to(tl.int64)
-        result = _combine(blocks[t], weights, CLAMP, ACC)
-        tl.store(out + b * out_stride + offsets, result.to(out.dtype.element_ty), mask=offsets < count)
+        _store(outs, b, out_strides, offsets, count, blocks[t], weights, SIZE, WIDTH, CLAMP, ACC)
 
 
 @triton.jit
@@ -195,6 +224,7 @@ def tile_kernel(
     tiles,
     PAIRS: tl.constexpr,
     CENTRED: tl.constexpr,
+    SIZE: tl.constexpr,
     TILE: tl.constexpr,
     ACC: tl.constexpr,
 ):
@@ -210,7 +240,7 @@ def tile_kernel(
         rows = rows + (b * strides[k],)
     raw = _load(predictions, rows, start, count, TILE)
     size = tl.minimum(count - start, TILE)
-    partial = tile_sums(raw, _first(predictions, rows, start, ACC), size, PAIRS, CENTRED, TILE, ACC)
+    partial = tile_sums(raw, _first(predictions, rows, start, SIZE, ACC), size, PAIRS, CENTRED, SIZE, TILE, ACC)
     slots: tl.constexpr = len(CENTRED) + len(PAIRS)
     for s in tl.static_range(slots):
         tl.store(workspace + (b * slots + s) * tiles + t, partial[s])
@@ -226,11 +256,11 @@ def _spread(workspace, row, index, tiles, sizes):
 @triton.jit
 def apply_kernel(
     predictions,
-    out,
+    outs,
     params,
     workspace,
     strides,
-    out_stride,
+    out_strides,
     count,
     tiles,
     WEIGH: tl.constexpr,
@@ -239,6 +269,8 @@ def apply_kernel(
     MEANS: tl.constexpr,
     STRIDES: tl.constexpr,
     CLAMP: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
     TILE: tl.constexpr,
     ACC: tl.constexpr,
 ):
@@ -287,5 +319,4 @@ def apply_kernel(
     start = t.to(tl.int64) * TILE
     raw = _load(predictions, rows, start, count, TILE)
     offsets = start + tl.arange(0, TILE).to(tl.int64)
-    result = _combine(raw, weights, CLAMP, ACC)
-    tl.store(out + b * out_stride + offsets, result.to(out.dtype.element_ty), mask=offsets < count)
+    _store(outs, b, out_strides, offsets, count, raw, weights, SIZE, WIDTH, CLAMP, ACC)
