@@ -143,7 +143,9 @@ def _rows(tensors: Sequence[Tensor]) -> list[Tensor]:
     if all(t.stride()[1:] == strides for t in tensors) and _dense_sample(first):
         count = first[0].numel()
         return [t.as_strided((batch, count), (t.stride(0), 1)) for t in tensors]
-    return [t.reshape(batch, -1) for t in tensors]
+    # A reshape may be a view with another last stride, where the batch is the innermost dimension.
+    rows = [t.reshape(batch, -1) for t in tensors]
+    return [r if r.shape[1] == 1 or r.stride(1) == 1 else r.contiguous() for r in rows]
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
