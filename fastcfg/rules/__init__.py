@@ -3,6 +3,8 @@
 from .base import Parameter, Rule, registry
 from .classifier_free import CFG, NegativePrompt
 from .custom import rule
+from .history import HistoryGuidance
+from .inner import InnerGuidance
 from .linear import Linear
 from .modifiers import Clamp, Rescale
 from .multi_condition import DualCFG, InstructPix2Pix, MultiCondition
@@ -12,6 +14,8 @@ __all__ = [
     "CFG",
     "Clamp",
     "DualCFG",
+    "HistoryGuidance",
+    "InnerGuidance",
     "InstructPix2Pix",
     "Linear",
     "MultiCondition",

@@ -14,7 +14,7 @@ import fastcfg_kernels as fk
 
 from ..schedules import Schedule, check_step
 
-__all__ = ["Lowered", "Parameter", "Rule", "number_or_schedule", "registry"]
+__all__ = ["Lowered", "Parameter", "Rule", "check_choice", "number_or_schedule", "registry"]
 
 Parameter = float | Schedule
 """What a numeric field of a rule holds: a finite number, or a schedule that ``rule.at`` resolves."""
@@ -40,6 +40,12 @@ def number_or_schedule(name: str, value: Any) -> Parameter:
     return float(value)
 
 
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise unless ``value`` is one of ``choices``, naming the argument."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
 @dataclass(frozen=True)
 class Lowered:
     """A rule as the kernels see it: formulas over named predictions, and values for their parameters.
@@ -48,16 +54,22 @@ class Lowered:
         predictions: names in the difference basis' order, the base first.
         stages: the rule's formula, then its modifiers, innermost first.
         params: values by public name.
+        extras: tensors of the state that the formulas read; a missing one is zero.
+        updates: tensors of the state that the program's further outputs become.
+        dims: dimensions that the sums run over; None is all but the batch.
     """
 
     predictions: tuple[str, ...]
     stages: tuple[fk.Stage, ...]
     params: Mapping[str, Parameter]
+    extras: tuple[str, ...] = ()
+    updates: tuple[str, ...] = ()
+    dims: tuple[int, ...] | None = None
 
     @cached_property
     def program(self) -> fk.Program:
         """The compiled program; equal formulas share one."""
-        return fk.compile_program(self.predictions, self.stages)
+        return fk.compile_program(self.predictions, self.stages, self.extras, 1 + len(self.updates))
 
 
 @dataclass(frozen=True)
@@ -149,22 +161,24 @@ class Rule:
             for item in (value if isinstance(value, tuple) else (value,))
         )
 
-    def at(self, step: int, num_steps: int) -> Rule:
+    def at(self, step: int, num_steps: int, *, sigma: float | None = None) -> Rule:
         """The rule with its schedules resolved for a step.
 
         Args:
             step: index from 0; num_steps: steps of the run.
+            sigma: the step's noise level, for schedules that run on it (see :meth:`Schedule.at`).
 
         Raises:
-            ValueError: naming ``step`` or ``num_steps`` if they are out of range.
+            TypeError, ValueError: naming ``step``, ``num_steps`` or ``sigma`` if it is missing or out of range.
         """
         check_step(step, num_steps)
         if not self.scheduled:
             return self
+        noise = {} if sigma is None else {"sigma": sigma}
 
         def resolve(value: Any) -> Any:
             if isinstance(value, Schedule | Rule):
-                return value.at(step, num_steps)
+                return value.at(step, num_steps, **noise)
             return tuple(resolve(v) for v in value) if isinstance(value, tuple) else value
 
         return dataclasses.replace(self, **{name: resolve(value) for name, value in self._values()})
@@ -178,7 +192,8 @@ class Rule:
         from .linear import Linear
 
         lowered = self.lowered
-        if self.scheduled or lowered.program.reduces or lowered.program.clamps or isinstance(self, Linear):
+        program = lowered.program
+        if self.scheduled or program.reduces or program.clamps or program.extras or isinstance(self, Linear):
             return self
         weights = lowered.program.weigh((), 0.0, tuple(lowered.params[name] for name in lowered.program.params))
         base, *deltas = (float(w) for w in weights)

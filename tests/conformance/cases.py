@@ -13,10 +13,13 @@ from functools import partial
 import fastcfg_kernels as fk
 import numpy as np
 import torch
+
 from fastcfg import (
     CFG,
     Clamp,
     DualCFG,
+    HistoryGuidance,
+    InnerGuidance,
     InstructPix2Pix,
     Linear,
     MultiCondition,
@@ -186,9 +189,42 @@ _PERP_SCALED = _perp_neg("PerpNeg_2_scaled", PerpNeg(5.0, (1.0, 0.5), True), 5.0
 _MULTI_2 = _multi((5.0, 2.5))
 _MULTI_3 = _multi((5.0, 2.5, -1.0))
 
+_HISTORY = _linear(
+    "HistoryGuidance", HistoryGuidance(4.0), lambda p: classifier_free.history_vanilla(**p, scale=4.0), [4.0]
+)
+_HISTORY_TEMPORAL = _linear(
+    "HistoryGuidance_temporal",
+    HistoryGuidance((2.0, 1.5, -0.5), kind="temporal"),
+    lambda p: classifier_free.history_general(
+        uncond=p["uncond"], conds=[p[f"cond_{i}"] for i in (1, 2, 3)], weights=[2.0, 1.5, -0.5]
+    ),
+    [2.0, 1.5, -0.5],
+)
+_HISTORY_FRACTIONAL = _linear(
+    "HistoryGuidance_fractional",
+    HistoryGuidance(4.0, kind="fractional"),
+    lambda p: classifier_free.history_fractional(**p, weight=3.0),
+    [1.0, 3.0],
+)
+_HISTORY_BETWEEN = _linear(
+    "HistoryGuidance_between",
+    HistoryGuidance((3.0, 1.5), kind="between"),
+    lambda p: classifier_free.history_between_levels(
+        uncond=p["uncond"], starts=[p["start_1"], p["start_2"]], ends=[p["end_1"], p["end_2"]], weights=[3.0, 1.5]
+    ),
+    [3.0, -3.0, 1.5, -1.5],
+)
+_INNER = Case(
+    "InnerGuidance",
+    InnerGuidance(5.0, 3.0),
+    lambda p: classifier_free.inner_guidance(**p, scale=5.0, inner_scale=3.0),
+    lambda p: [p["cond"], -5.0 * (p["uncond"] - p["cond"]), -3.0 * (p["without_inner"] - p["cond"])],
+    lambda p: np.zeros_like(p["cond"]),
+)
+
 PLAIN: tuple[Case, ...] = (
     _CFG, _CFG_COND, _NEGATIVE, _DUAL, _multi((7.5,)), _MULTI_2, _MULTI_3, _PIX2PIX, _FIXED, _PERP, _PERP_2,
-    _PERP_SCALED,
+    _PERP_SCALED, _HISTORY, _HISTORY_TEMPORAL, _HISTORY_FRACTIONAL, _HISTORY_BETWEEN, _INNER,
 )  # fmt: skip
 
 _REFERENCE = {"MultiCondition_3": "cond_1"}
@@ -207,6 +243,8 @@ MODIFIED: tuple[Case, ...] = (
     ),
     clamped(rescaled(_CFG, "std", 0.5), 1.5),
     rescaled(rescaled(_PERP, "l2", 0.5), "std", 0.3),
+    rescaled(_HISTORY_FRACTIONAL, "std", 0.7),
+    clamped(_INNER, 2.0),
     rescaled(_MULTI_2, "std", 0.7, "cond"),  # The reference is a prediction that the rule itself does not take.
 )
 
