@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .guidance import guide
-from .rules import Linear, Rule
+from .planner import plan, same_condition
+from .rules import Rule
 
 __all__ = ["GuidedDenoiser"]
 
@@ -40,7 +41,8 @@ class GuidedDenoiser:
 
     Attributes:
         passes_run, passes_saved: passes of one sample batch that were run, and those that a step did not need
-            (CFG at scale 1 or outside its interval, zero weights).
+            (CFG at scale 1 or outside its interval, zero weights, the same condition under two names); see
+            :func:`fastcfg.planner.plan`.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class GuidedDenoiser:
         conditions: Mapping[str, Mapping[str, Any]],
         step: int | None = None,
         num_steps: int | None = None,
+        sigma: float | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """The guided prediction at one step.
@@ -86,6 +89,7 @@ class GuidedDenoiser:
             conditions: for each name in ``rule.conditions``, the model's keyword arguments. In batched mode their
                 tensors have dim 0 of B and are concatenated; everything else must be the same for all.
             step, num_steps: where the sampler is; needed by a rule with schedules.
+            sigma: the step's noise level, for schedules that run on it.
             params: overrides as for :func:`fastcfg.guide`; a parameter given here is not used to skip passes.
 
         Returns:
@@ -94,33 +98,16 @@ class GuidedDenoiser:
         Raises:
             TypeError, ValueError: naming the argument.
         """
-        rule = self._rule_at(step, num_steps)
-        missing = [name for name in self.rule.conditions if name not in conditions]
-        extra = [name for name in conditions if name not in self.rule.conditions]
-        if missing or extra:
-            raise ValueError(
-                f"conditions: {type(self.rule).__name__} takes {list(self.rule.conditions)}; "
-                f"missing {missing}, unknown {extra}"
-            )
-        if not params:
-            rule = rule.simplify()
-        names = rule.conditions
-        self.passes_run += len(names)
-        self.passes_saved += len(self.rule.conditions) - len(names)
-        run = self._batched if self.mode == "batched" and len(names) > 1 else self._sequential
-        predictions = run(x, t, {name: conditions[name] for name in names})
-        if isinstance(rule, Linear) and rule.weights == ((names[0], 1.0),):
-            return predictions[names[0]]
-        return guide(rule, params=params, backend=self.backend, **cast(dict[str, Any], predictions))
-
-    def _rule_at(self, step: int | None, num_steps: int | None) -> Rule:
-        if step is None and num_steps is None:
-            if self.rule.scheduled:
-                raise ValueError("step: the rule has schedules, so the call needs step= and num_steps=")
-            return self.rule
-        if step is None or num_steps is None:
-            raise ValueError("step, num_steps: give both or neither")
-        return self.rule.at(step, num_steps)
+        steps = plan(self.rule, conditions, step, num_steps, sigma=sigma, fixed=bool(params))
+        self.passes_run += steps.count
+        self.passes_saved += steps.saved
+        run = self._batched if self.mode == "batched" and steps.count > 1 else self._sequential
+        results = run(x, t, {name: conditions[name] for name in steps.passes})
+        if steps.unguided:
+            return results[steps.passes[0]]
+        return guide(
+            steps.rule, params=params, backend=self.backend, **cast(dict[str, Any], steps.predictions(results))
+        )
 
     def _sequential(self, x: Tensor, t: Any, conditions: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
         return {name: _prediction(self.model(x, t, **kwargs)) for name, kwargs in conditions.items()}
@@ -158,7 +145,7 @@ def _stack(conditions: Mapping[str, Mapping[str, Any]], batch: int) -> dict[str,
                     "pad them to one length or use mode='sequential'"
                 )
             stacked[key] = torch.cat(values)
-        elif all(_same(v, values[0]) for v in values[1:]):
+        elif all(same_condition(v, values[0]) for v in values[1:]):
             stacked[key] = values[0]
         else:
             raise ValueError(
@@ -166,9 +153,3 @@ def _stack(conditions: Mapping[str, Mapping[str, Any]], batch: int) -> dict[str,
                 "use mode='sequential'"
             )
     return stacked
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return a is b  # Comparing values would wait for the device.
-    return bool(a == b)

@@ -11,6 +11,7 @@ from functools import cached_property, wraps
 from typing import Any, ClassVar, cast
 
 import fastcfg_kernels as fk
+from torch import Tensor
 
 from ..schedules import Schedule, check_step
 
@@ -141,7 +142,7 @@ class Rule:
     def numbers(self) -> tuple[float, ...] | None:
         """The parameters' values in the program's order, or None while one of them is a schedule."""
         values = [self.lowered.params[name] for name in self.program.params]
-        return None if any(isinstance(v, Schedule) for v in values) else tuple(cast(list[float], values))
+        return None if self.scheduled else tuple(cast(list[float], values))
 
     @property
     def program(self) -> fk.Program:
@@ -183,6 +184,14 @@ class Rule:
 
         return dataclasses.replace(self, **{name: resolve(value) for name, value in self._values()})
 
+    def eager(self, predictions: Mapping[str, Tensor], params: Mapping[str, Any]) -> Tensor:
+        """The rule in diffusers' order of operations and the predictions' dtype, for ``numerics="eager"``.
+
+        Args:
+            predictions: by name, ``[B, ...]``; params: by name, numbers or tensors that broadcast.
+        """
+        raise ValueError(f"numerics: 'eager' is for rules without sums that a peer has; {type(self).__name__} is none")
+
     def simplify(self) -> Rule:
         """An equal rule that takes fewer predictions where weights are zero, else the rule itself.
 
@@ -191,17 +200,27 @@ class Rule:
         """
         from .linear import Linear
 
-        lowered = self.lowered
-        program = lowered.program
-        if self.scheduled or program.reduces or program.clamps or program.extras or isinstance(self, Linear):
+        weights = self.basis_weights()
+        if weights is None or isinstance(self, Linear):
             return self
-        weights = lowered.program.weigh((), 0.0, tuple(lowered.params[name] for name in lowered.program.params))
-        base, *deltas = (float(w) for w in weights)
-        by_name = dict(zip(lowered.predictions, (base - math.fsum(deltas), *deltas), strict=True))
+        (name, base), *deltas = weights.items()
+        by_name = {name: base - math.fsum(weight for _, weight in deltas)} | dict(deltas)
         if all(by_name.values()):
             return self
         left = tuple((name, by_name[name]) for name in self.conditions if by_name[name] != 0)
         return Linear(left) if left else self
+
+    def basis_weights(self) -> dict[str, float] | None:
+        """Weights of the first prediction and of the deltas from it, by name, where they are known numbers.
+
+        None for a rule with sums, a clamp, state or schedules.
+        """
+        lowered = self.lowered
+        program = lowered.program
+        if self.scheduled or program.reduces or program.clamps or program.extras:
+            return None
+        weights = program.weigh((), 0.0, tuple(lowered.params[name] for name in program.params))
+        return dict(zip(lowered.predictions, (float(w) for w in weights), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object: the rule's type and its fields."""
