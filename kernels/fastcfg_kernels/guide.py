@@ -69,9 +69,7 @@ def choose_backend(program: Program, sample: int, device: torch.device, requeste
         return "torch"
     if program.is_lerp:
         return "lerp"
-    if sample <= SMALL:
-        return "small"
-    return "inductor" if chosen == "auto" and can_compile() else "torch"
+    return "inductor" if chosen == "auto" and program not in _BROKEN and can_compile() else "torch"
 
 
 def _check(names: Sequence[str], predictions: Sequence[Tensor]) -> None:
@@ -255,10 +253,10 @@ def guide_checked(
     if path == "lerp":
         if (done := _lerp(program, predictions, values, out)) is not None:
             return [done]
-        path = "small" if first.device.type == "cpu" else "torch"
+        path = "small" if first.device.type == "cpu" and backend != "torch" else "torch"
     targets = [torch.empty_like(first) if out is None else out]
     targets += [torch.empty_like(first, dtype=acc) for _ in range(1, program.outputs)]
-    _run(path, program, inputs, values, targets, strategy, forced=backend == "triton")
+    _run(path, program, inputs, values, targets, strategy, forced=backend in ("triton", "inductor"))
     return targets
 
 
@@ -320,10 +318,18 @@ def _run(
             reason = f"{type(error).__name__}: {error}"
             warn_once(f"fastcfg: a Triton kernel could not be built or launched, the torch path is used ({reason})")
             path = "torch"
+    if path == "inductor":
+        try:
+            guide_compiled(program, sources, values, destinations)
+        except Exception as error:
+            if forced:
+                raise
+            _BROKEN.add(program)
+            reason = f"{type(error).__name__}: {error}"
+            warn_once(f"fastcfg: Inductor could not compile a guidance, the torch path is used ({reason})")
+            path = "torch"
     if path == "small":
         guide_small(program, sources, values, destinations)
-    elif path == "inductor":
-        guide_compiled(program, sources, values, destinations)
     elif path == "torch":
         with torch.no_grad():
             for destination, result in zip(destinations, functional.guide_rows(program, sources, values), strict=True):

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import to_dlpack
 
 from . import functional
+from .host import host_params
 from .notices import warn_once
 from .program import Program
 from .tiles import TILE, accumulator
@@ -61,6 +63,11 @@ _compiled_names: list[str] = []
 _compile_lock = threading.Lock()
 
 
+def _alone(view: Tensor) -> Tensor:
+    """The same memory as a tensor that is no view: of a view Dynamo guards the base, and so the caller's shapes."""
+    return torch.from_dlpack(to_dlpack(view))
+
+
 def guide_compiled(program: Program, inputs: Sequence[Tensor], params: Sequence[Any], outs: Sequence[Tensor]) -> None:
     """Guide ``[B, N]`` contiguous rows by an Inductor function of one sample, run sample by sample; writes ``outs``.
 
@@ -69,8 +76,8 @@ def guide_compiled(program: Program, inputs: Sequence[Tensor], params: Sequence[
     batch, count = inputs[0].shape
     acc = accumulator(inputs[0].dtype)
     # Tensors, not numbers: Dynamo compiles again for a number that changes.
-    columns = [torch.as_tensor(p, dtype=acc).expand(batch).unbind() for p in params]
+    values = [tuple(torch.tensor(v, dtype=acc) for v in row) for row in host_params(params, batch)]
     run = _compiled(program, inputs[0].dtype, count % TILE != 0)
     with torch.no_grad(), _compile_lock:
         for b in range(batch):
-            run(tuple(o[b] for o in outs), tuple(c[b] for c in columns), *(p[b] for p in inputs))
+            run(tuple(_alone(o[b]) for o in outs), values[b], *(_alone(p[b]) for p in inputs))
