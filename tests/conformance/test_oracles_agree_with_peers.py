@@ -37,9 +37,7 @@ def per_sample_size(x: np.ndarray) -> int:
     return x[0].size
 
 
-def agree(
-    peer: torch.Tensor, oracle: np.ndarray, *, magnitude: float, units: float = 8, unit: float = U64
-) -> None:
+def agree(peer: torch.Tensor, oracle: np.ndarray, *, magnitude: float, units: float = 8, unit: float = U64) -> None:
     assert tuple(peer.shape) == oracle.shape
     error = float(np.abs(peer.to(torch.float64).numpy() - oracle).max())
     assert error <= units * unit * magnitude, f"{error:.3e} > {units * unit * magnitude:.3e}"
@@ -79,9 +77,7 @@ class TestClassifierFree:
     def test_windows(self, step: int) -> None:
         u, c, p = draw((2, 6), 3)
         window: dict[str, Any] = {"start": 0.25, "stop": 0.77}
-        got = diffusers_guiders.classifier_free(
-            uncond=t(u), cond=t(c), scale=3.0, step=step, num_steps=10, **window
-        )
+        got = diffusers_guiders.classifier_free(uncond=t(u), cond=t(c), scale=3.0, step=step, num_steps=10, **window)
         scale = classifier_free.interval_schedule(step, 10, 3.0, **window)
         agree(got, classifier_free.cfg(uncond=u, cond=c, scale=scale), magnitude=8 * size(u, c))
         slg = diffusers_guiders.skip_layer(
@@ -107,9 +103,7 @@ class TestClassifierFree:
         close: dict[str, Any] = {"rtol": 0, "atol": 100 * U64 * size(u, c, n, i)}
         cfg = cf.cfg(uncond=u, cond=c, scale=4.0)
         np.testing.assert_allclose(cf.cfg(uncond=u, cond=c, scale=3.0, base="cond"), cfg, **close)
-        np.testing.assert_allclose(
-            cf.dual(uncond=u, cond=c, negative=n, scale=4, negative_scale=0), cfg, **close
-        )
+        np.testing.assert_allclose(cf.dual(uncond=u, cond=c, negative=n, scale=4, negative_scale=0), cfg, **close)
         np.testing.assert_allclose(
             cf.dual(uncond=u, cond=c, negative=n, scale=4, negative_scale=3),
             cf.negative_prompt(cond=c, negative=n, scale=4),
@@ -133,9 +127,7 @@ class TestClassifierFree:
         np.testing.assert_allclose(
             cf.history_between_levels(uncond=u, starts=[c], ends=[u], weights=[4.0]), cfg, **close
         )
-        np.testing.assert_allclose(
-            cf.history_fractional(uncond=u, cond=c, partial=c, weight=3.0), cfg, **close
-        )
+        np.testing.assert_allclose(cf.history_fractional(uncond=u, cond=c, partial=c, weight=3.0), cfg, **close)
         np.testing.assert_array_equal(cf.history_fractional(uncond=u, cond=c, partial=u, weight=3.0), c)
 
     def test_per_frame_scales(self) -> None:
@@ -168,9 +160,7 @@ class TestClassifierFree:
             decay = cf.temporal_decay_scales(7, start=8.0, end=2.0, kind=kind)
             assert decay[0] == 8 and decay[-1] == 2 and (np.diff(decay) < 0).all()
             assert cf.temporal_decay_scales(1, start=8.0, end=2.0, kind=kind).tolist() == [8]
-        assert cf.temporal_decay_scales(3, start=8.0, end=2.0, kind="exponential")[1] == pytest.approx(
-            4.0, rel=4 * U64
-        )
+        assert cf.temporal_decay_scales(3, start=8.0, end=2.0, kind="exponential")[1] == pytest.approx(4.0, rel=4 * U64)
 
     def test_schedules(self) -> None:
         cf = classifier_free
@@ -200,9 +190,7 @@ class TestClassifierFree:
         np.testing.assert_allclose(both, expected, rtol=0, atol=64 * U64 * size(e, c, n, m))
         for i in range(3):
             row = slice(i, i + 1)
-            alone = pn(
-                empty=e[row], cond=c[row], negative=[n[row], m[row]], scale=5.0, negative_scale=[1.5, 0.5]
-            )
+            alone = pn(empty=e[row], cond=c[row], negative=[n[row], m[row]], scale=5.0, negative_scale=[1.5, 0.5])
             np.testing.assert_array_equal(alone, both[row])
         along = pn(uncond=e, cond=c, negative=e + 3 * (c - e), scale=5.0)
         np.testing.assert_allclose(
@@ -210,9 +198,7 @@ class TestClassifierFree:
         )
         np.testing.assert_array_equal(pn(empty=e, cond=e, negative=n, scale=5.0), e - (n - e))
         scaled = pn(empty=e, cond=c, negative=n, scale=5.0, scale_negative=True)
-        np.testing.assert_allclose(
-            scaled, e + 5 * ((c - e) - perp), rtol=0, atol=64 * U64 * 5 * size(e, c, n)
-        )
+        np.testing.assert_allclose(scaled, e + 5 * ((c - e) - perp), rtol=0, atol=64 * U64 * 5 * size(e, c, n))
 
 
 class TestRescale:
@@ -289,13 +275,9 @@ class TestRescale:
 
 class TestProjection:
     @pytest.mark.parametrize("base", ["uncond", "cond"])
-    @pytest.mark.parametrize(
-        ("eta", "threshold", "momentum"), [(1.0, 0.0, None), (0.0, 2.0, -0.5), (0.3, 15.0, 0.75)]
-    )
+    @pytest.mark.parametrize(("eta", "threshold", "momentum"), [(1.0, 0.0, None), (0.0, 2.0, -0.5), (0.3, 15.0, 0.75)])
     @pytest.mark.parametrize("shape", SHAPES)
-    def test_apg(
-        self, shape: tuple[int, ...], eta: float, threshold: float, momentum: float | None, base: str
-    ) -> None:
+    def test_apg(self, shape: tuple[int, ...], eta: float, threshold: float, momentum: float | None, base: str) -> None:
         pairs = [tuple(draw(shape, 2, seed)) for seed in range(4)]
         peer = diffusers_guiders.adaptive_projected(
             pairs=[(t(u), t(c)) for u, c in pairs],
@@ -388,10 +370,7 @@ class TestProjection:
         by_svd = projection.tcfg(uncond=u, cond=c, scale=5.0, base=base)
         closed = projection.tcfg(uncond=u, cond=c, scale=5.0, base=base, method="closed_form")
         values = np.stack(
-            [
-                np.linalg.svd(np.stack([a.ravel(), b.ravel()]), compute_uv=False)
-                for a, b in zip(c, u, strict=True)
-            ]
+            [np.linalg.svd(np.stack([a.ravel(), b.ravel()]), compute_uv=False) for a, b in zip(c, u, strict=True)]
         )
         # A singular vector moves by the perturbation over the gap of the singular values.
         sensitivity = float((values[:, 0] / (values[:, 0] - values[:, 1])).max())
@@ -409,9 +388,7 @@ class TestProjection:
     def test_mambo_g(self, base: str) -> None:
         u, c = draw((3, 5, 6), 2)
         exact = projection.mambo_g(uncond=u, cond=c, scale=10.0, alpha=0.7, base=base)
-        peer = diffusers_guiders.magnitude_aware(
-            uncond=t(u), cond=t(c), scale=10.0, alpha=0.7, original=base == "cond"
-        )
+        peer = diffusers_guiders.magnitude_aware(uncond=t(u), cond=t(c), scale=10.0, alpha=0.7, original=base == "cond")
         agree(peer, exact, magnitude=20 * size(u, c), units=48)
         np.testing.assert_array_equal(projection.mambo_g(uncond=0 * u, cond=c, scale=10.0), c)
 
@@ -448,9 +425,7 @@ class TestProjection:
         for shape in ((2, 3, 16, 32), (1, 4, 32, 24)):
             u, c = draw(shape, 2)
             exact = projection.fdg(uncond=u, cond=c, base=base, **options)
-            peer = diffusers_guiders.frequency_decoupled(
-                uncond=t(u), cond=t(c), original=base == "cond", **options
-            )
+            peer = diffusers_guiders.frequency_decoupled(uncond=t(u), cond=t(c), original=base == "cond", **options)
             agree(peer, exact, magnitude=24 * size(u, c), units=32 + per_sample_size(c))
 
     @pytest.mark.skipif(not diffusers_guiders.has_kornia(), reason="diffusers' FDG needs kornia")
@@ -484,9 +459,7 @@ class TestPerturbed:
     @pytest.mark.parametrize("original", [False, True])
     def test_autoguidance(self, original: bool) -> None:
         c, p = draw((2, 4, 5), 2)
-        exact = perturbed.autoguidance(
-            cond=c, perturbed=p, scale=3.0, base="cond" if original else "perturbed"
-        )
+        exact = perturbed.autoguidance(cond=c, perturbed=p, scale=3.0, base="cond" if original else "perturbed")
         agree(
             diffusers_guiders.auto(cond=t(c), perturbed=t(p), scale=3.0, original=original),
             exact,
@@ -529,18 +502,14 @@ class TestPerturbed:
         peer = diffusers_guiders.ltx2(cond=t(c), uncond=t(u), perturbed=t(p), modality=t(m), **scales)
         exact = perturbed.ltx2(cond=c, uncond=u, perturbed=p, modality=m, **scales)
         agree(peer, exact, magnitude=12 * size(u, c, p, m))
-        rescaled = diffusers_guiders.ltx2(
-            cond=t(c), uncond=t(u), perturbed=t(p), modality=t(m), rescale=0.7, **scales
-        )
+        rescaled = diffusers_guiders.ltx2(cond=t(c), uncond=t(u), perturbed=t(p), modality=t(m), rescale=0.7, **scales)
         agree(rescaled, rescale.rescale_std(guided=exact, cond=c), magnitude=12 * size(u, c, p, m), units=48)
         np.testing.assert_array_equal(perturbed.ltx2(cond=c), c)
 
     def test_self_attention_guidance(self) -> None:
         u, c, p = draw((2, 4, 5), 3)
         y = classifier_free.cfg(uncond=u, cond=c, scale=3.0)
-        np.testing.assert_array_equal(
-            perturbed.self_attention_guidance(guided=y, uncond=u, perturbed=p, scale=0.0), y
-        )
+        np.testing.assert_array_equal(perturbed.self_attention_guidance(guided=y, uncond=u, perturbed=p, scale=0.0), y)
         got = perturbed.self_attention_guidance(guided=y, uncond=u, perturbed=p)
         np.testing.assert_allclose(got - y, 0.75 * (u - p), rtol=0, atol=16 * U64 * size(y))
 
@@ -567,9 +536,7 @@ class TestNonlinear:
             y, leap = a + 5 * (b - a), 5 * b
             roots = [torch.sqrt(z.abs()) * z.sign() for z in (5 * a, (leap + y) / 2)]
             w = 2 * (torch.nn.functional.cosine_similarity(*roots).mean() + 1)
-            agree(
-                (w * y + (4 - w) * leap) / 4, both[sample : sample + 1], magnitude=12 * size(u, c), units=64
-            )
+            agree((w * y + (4 - w) * leap) / 4, both[sample : sample + 1], magnitude=12 * size(u, c), units=64)
 
     def test_nag(self) -> None:
         z, n = draw((2, 6, 8), 2)
@@ -659,12 +626,8 @@ class TestNonlinear:
         u, c = draw((2, 3, 4), 2)
         cfg = classifier_free.cfg(uncond=u, cond=c, scale=3.0)
         bound: dict[str, Any] = {"rtol": 0, "atol": 32 * U64 * size(u, c)}
-        np.testing.assert_allclose(
-            nonlinear.residual_cfg(cond=c, stock=2 * u, scale=3.0, delta=0.5), cfg, **bound
-        )
-        np.testing.assert_allclose(
-            nonlinear.gated_guidance(cond=c, cached_delta=c - u, scale=3.0), cfg, **bound
-        )
+        np.testing.assert_allclose(nonlinear.residual_cfg(cond=c, stock=2 * u, scale=3.0, delta=0.5), cfg, **bound)
+        np.testing.assert_allclose(nonlinear.gated_guidance(cond=c, cached_delta=c - u, scale=3.0), cfg, **bound)
 
 
 class TestClassifier:
@@ -739,9 +702,7 @@ class TestExactToys:
         cfg = classifier_free.cfg(uncond=uncond, cond=scores[1], scale=3.0)
         # Central differences: h²/6 of the third derivative, and the rounding of log p over h.
         np.testing.assert_allclose(guided, cfg, rtol=0, atol=3 * (10 * h**2 + 64 * U64 / h * 20))
-        implied = classifier.implied_classifier_gradient(
-            uncond=-0.6 * uncond, cond=-0.6 * scores[1], sigma=0.6
-        )
+        implied = classifier.implied_classifier_gradient(uncond=-0.6 * uncond, cond=-0.6 * scores[1], sigma=0.6)
         np.testing.assert_allclose(implied, scores[1] - uncond, rtol=0, atol=64 * U64 * 10)
 
     @staticmethod
@@ -749,9 +710,7 @@ class TestExactToys:
         joint = p_u ** (1 - gamma) * p_c**gamma
         joint = joint / joint.sum()
         first_u, first_c = p_u.sum(axis=1), p_c.sum(axis=1)
-        first = nonlinear.guided_logits(
-            uncond=np.log(first_u)[None], cond=np.log(first_c)[None], scale=gamma
-        )[0]
+        first = nonlinear.guided_logits(uncond=np.log(first_u)[None], cond=np.log(first_c)[None], scale=gamma)[0]
         rest = nonlinear.guided_logits(
             uncond=np.log(p_u / first_u[:, None]), cond=np.log(p_c / first_c[:, None]), scale=gamma
         )
@@ -771,21 +730,15 @@ class TestExactToys:
         likelihood = p_c / p_u
         bayes = p_u * likelihood**2.5
         logits = nonlinear.guided_logits(uncond=np.log(p_u)[None], cond=np.log(p_c)[None], scale=2.5)
-        np.testing.assert_allclose(
-            np.exp(nonlinear.log_softmax(logits))[0], bayes / bayes.sum(), rtol=0, atol=32 * U64
-        )
+        np.testing.assert_allclose(np.exp(nonlinear.log_softmax(logits))[0], bayes / bayes.sum(), rtol=0, atol=32 * U64)
 
 
 class TestRounding:
-    @pytest.mark.parametrize(
-        ("dtype", "numpy_dtype"), [(torch.float16, np.float16), (torch.float32, np.float32)]
-    )
+    @pytest.mark.parametrize(("dtype", "numpy_dtype"), [(torch.float16, np.float16), (torch.float32, np.float32)])
     def test_ideal_equals_numpy(self, dtype: torch.dtype, numpy_dtype: type) -> None:
         rng = np.random.default_rng(0)
         x = rng.normal(size=4000) * 10.0 ** rng.uniform(-9, 5, size=4000)
-        x = np.concatenate(
-            [x, [0.0, -0.0, np.inf, -np.inf, np.nan, 65504.0, 65519.9, 65520.0, 2.0**-25, 3e38, 4e38]]
-        )
+        x = np.concatenate([x, [0.0, -0.0, np.inf, -np.inf, np.nan, 65504.0, 65519.9, 65520.0, 2.0**-25, 3e38, 4e38]])
         with np.errstate(over="ignore"):
             expected = torch.from_numpy(x.astype(numpy_dtype))
         got = ideal(x, dtype)
@@ -821,11 +774,7 @@ class TestRounding:
         for dtype in (torch.float16, torch.bfloat16, torch.float32):
             rounded = ideal(x, dtype)
             assert 0.49 < max_ulp(rounded, x) <= 0.5
-            moved = (
-                torch.nextafter(rounded, torch.full_like(rounded, math.inf))
-                if dtype == torch.float32
-                else None
-            )
+            moved = torch.nextafter(rounded, torch.full_like(rounded, math.inf)) if dtype == torch.float32 else None
             if moved is not None:
                 assert 0.99 < max_ulp(moved, x) <= 1.5
         assert max_ulp(torch.tensor([math.inf]), np.array([math.inf])) == 0

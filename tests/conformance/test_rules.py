@@ -7,11 +7,11 @@ its own file, since each program and dtype costs seconds of C++.
 
 import pytest
 import torch
-from fastcfg import Linear, Rule
-from fastcfg.rules import registry
 
 from conformance.cases import CASES, Case, draw, exact, run
 from conformance.tolerances import check_error
+from fastcfg import Linear, Rule
+from fastcfg.rules import registry
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # float64 predictions of one sample fill a program's registers at half the size.

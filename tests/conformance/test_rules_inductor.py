@@ -4,6 +4,8 @@ A program and a dtype cost seconds of C++, so that one rule of each kind stands 
 sums, centred sums of all pairs, a clamp.
 """
 
+import importlib
+
 import pytest
 import torch
 from fastcfg_kernels import inductor
@@ -51,6 +53,15 @@ def test_scales_and_sizes_change_without_a_recompile() -> None:
             run(case.rule, predictions, "inductor", params={"scale": scale})
         for size in (SIZE + 4, 77_777):
             run(case.rule, draw(case, (3, size), torch.float32), "inductor")
+        for shape in ((1, SIZE), (5, SIZE), (2, 3, 131, 91), (3, 5, 2, 91, 91), (2, SIZE // 3, 3)):
+            predictions = draw(case, shape, torch.float32)
+            expected = run(case.rule, predictions, "inductor")
+            # Views of one batch, of a wider tensor, and one tensor for both: all the same to a compiled function.
+            views = dict(zip(case.conditions, torch.cat(list(predictions.values())).chunk(2), strict=True))
+            assert torch.equal(run(case.rule, views, "inductor"), expected)
+            wide = {name: torch.cat([p, p, p], 1)[:, p.shape[1] : 2 * p.shape[1]] for name, p in predictions.items()}
+            assert torch.equal(run(case.rule, wide, "inductor"), expected)
+            run(case.rule, dict.fromkeys(case.conditions, predictions["cond"]), "inductor", out=torch.empty(shape))
 
 
 def test_out_may_alias_an_input() -> None:
@@ -61,6 +72,24 @@ def test_out_may_alias_an_input() -> None:
         copies = {n: p.clone() for n, p in predictions.items()}
         assert run(case.rule, copies, "inductor", out=copies[name]) is copies[name]
         assert torch.equal(copies[name], expected)
+
+
+def test_what_cannot_compile_takes_the_torch_path_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("a header is missing")
+
+    module = importlib.import_module("fastcfg_kernels.guide")  # The package has a function of that name.
+    monkeypatch.setattr(module, "guide_compiled", fail)
+    monkeypatch.setattr(module, "_BROKEN", set())
+    case = BY_NAME["CFG+rescale_l2"]
+    predictions = draw(case, (2, SIZE), torch.float32)
+    with pytest.raises(RuntimeError, match="a header is missing"):
+        run(case.rule, predictions, "inductor")
+    warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="a header is missing"):
+        got = run(case.rule, predictions, "auto")
+    expected = run(case.rule, predictions, "torch")
+    assert torch.equal(got, expected) and torch.equal(run(case.rule, predictions, "auto"), expected)
 
 
 def test_without_a_compiler_there_is_one_warning_and_the_torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
