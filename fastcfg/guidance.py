@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import fastcfg_kernels as fk
 import torch
 from torch import Tensor
 
+from .groups import Groups
 from .rules import Rule
 from .schedules import Schedule
+from .state import State
 
 __all__ = ["guide", "split_batch"]
 
@@ -48,6 +50,8 @@ def guide(
     backend: str | None = None,
     order: Sequence[str] | None = None,
     check: bool = False,
+    state: State | None = None,
+    numerics: Literal["fp32", "eager"] = "fp32",
     **predictions: Tensor,
 ) -> Tensor:
     """The guided prediction of a rule.
@@ -63,6 +67,9 @@ def guide(
         backend: ``"auto"``, ``"triton"``, ``"inductor"`` or ``"torch"``; see :func:`fastcfg_kernels.guide`.
         order: names of the blocks of ``batch``.
         check: also check that tensors in ``params`` are finite, which waits for the device.
+        state: what a rule with memory (momentum, a cached delta) reads and writes: one for each request.
+        numerics: ``"fp32"``, float32 accumulation and one rounding; or ``"eager"``, for rules without sums the
+            operations of diffusers in their order and the predictions' dtype, and so its bits.
         predictions: tensors ``[B, ...]`` of one shape, dtype and device, by the names in ``rule.conditions``.
 
     Returns:
@@ -77,7 +84,13 @@ def guide(
         if predictions:
             raise ValueError(f"batch: give one tensor or named predictions, not both (got {sorted(predictions)})")
         predictions = split_batch(rule, batch, order)
-    if (lerp := rule.lerp) is not None and params is None and backend is None and len(predictions) == 2:
+    if (
+        (lerp := rule.lerp) is not None
+        and params is None
+        and backend is None
+        and numerics == "fp32"
+        and len(predictions) == 2
+    ):
         # The commonest call, one kernel of torch: nothing may stand in its way.
         u, c = predictions.get(lerp.base), predictions.get(lerp.delta)
         if (
@@ -103,13 +116,76 @@ def guide(
             raise TypeError(f"{name}: expected a tensor, got {type(predictions[name]).__name__}")
     tensors = [predictions[name] for name in names]
     if not params and rule.numbers is not None:
-        return fk.guide_checked(tensors, lowered.program, rule.numbers, out=out, backend=backend)[0]
-    values = dict(lowered.params)
-    for name, value in (params or {}).items():
+        values: Sequence[Any] = rule.numbers
+    else:
+        values = _values(rule, params or {}, tensors[0], check)
+    if numerics == "eager":
+        return _eager(rule, predictions, values, out)
+    if numerics != "fp32":
+        raise ValueError(f"numerics: expected 'fp32' or 'eager', got {numerics!r}")
+    if lowered.dims is None and not lowered.extras and not lowered.updates:
+        return fk.guide_checked(tensors, lowered.program, values, out=out, backend=backend)[0]
+    return _with_state(rule, tensors, values, state, out, backend)
+
+
+def _values(rule: Rule, params: Mapping[str, Any], first: Tensor, check: bool) -> list[Any]:
+    """The rule's parameters with a call's overrides, checked, in the program's order."""
+    values = dict(rule.lowered.params)
+    for name, value in params.items():
         if name not in values:
             raise ValueError(f"params: {type(rule).__name__} has no parameter {name!r}; it has {sorted(values)}")
         values[name] = value
     for name, value in values.items():
         if isinstance(value, Schedule):
             raise ValueError(f"{name}: is a schedule; resolve it with rule.at(step, num_steps) before guiding")
-    return fk.guide(tensors, lowered.program, values, out=out, backend=backend, check=check)
+    if rule.scheduled and not any(isinstance(value, Schedule) for value in rule.lowered.params.values()):
+        raise ValueError(f"rule: {type(rule).__name__} changes by step; resolve it with rule.at(step, num_steps)")
+    batch = first.shape[0] if first.dim() else 0
+    return [fk.check_param(name, values[name], batch, first.device, check) for name in rule.program.params]
+
+
+def _eager(rule: Rule, predictions: Mapping[str, Tensor], values: Sequence[Any], out: Tensor | None) -> Tensor:
+    def by_sample(value: Any, like: Tensor) -> Any:
+        return value.view(-1, *[1] * (like.dim() - 1)) if isinstance(value, Tensor) and value.dim() else value
+
+    first = next(iter(predictions.values()))
+    named = {n: by_sample(v, first) for n, v in zip(rule.program.params, values, strict=True)}
+    result = rule.eager(predictions, named)
+    return result if out is None else out.copy_(result)
+
+
+def _with_state(
+    rule: Rule,
+    tensors: Sequence[Tensor],
+    values: Sequence[Any],
+    state: State | None,
+    out: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    """Guide a rule that carries state, or whose sums run over other dimensions than all but the batch."""
+    lowered = rule.lowered
+    first = tensors[0]
+    if (lowered.extras or lowered.updates) and state is None:
+        names = sorted({*lowered.extras, *lowered.updates})
+        raise ValueError(f"state: {type(rule).__name__} carries {names}; give state=fastcfg.State(), one for a request")
+    memory = State() if state is None else state
+    acc = torch.float64 if first.dtype == torch.float64 else torch.float32
+    extras = [memory[n] if n in memory else torch.zeros_like(first, dtype=acc) for n in lowered.extras]
+    if lowered.dims is None:
+        results = fk.guide_checked(tensors, lowered.program, values, extras=extras, out=out, backend=backend)
+    else:
+        groups = Groups(first.shape, lowered.dims)
+        results = fk.guide_checked(
+            [groups.rows(t) for t in tensors],
+            lowered.program,
+            [groups.values(v) for v in values],
+            extras=[groups.rows(e) for e in extras],
+            # A group is small and there are many: whole-tensor operations, not a loop over groups.
+            backend=backend or ("torch" if first.device.type == "cpu" else None),
+        )
+        results = [groups.back(r) for r in results]
+        if out is not None:
+            results[0] = out.copy_(results[0])
+    for name, result in zip(lowered.updates, results[1:], strict=True):
+        memory[name] = result
+    return results[0]

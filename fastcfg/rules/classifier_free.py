@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import fastcfg_kernels as fk
+from torch import Tensor
 
 from .base import Lowered, Parameter, Rule, number_or_schedule
-from .modifiers import Rescale, check_share, rescale_stage
+from .modifiers import Rescale, check_share, rescale_formula
 
 __all__ = ["CFG", "NegativePrompt"]
 
@@ -52,12 +54,20 @@ class CFG(Rule):
     def conditions(self) -> tuple[str, ...]:
         return ("uncond", "cond")
 
+    def eager(self, predictions: Mapping[str, Tensor], params: Mapping[str, Any]) -> Tensor:
+        if self.rescale != 0.0:
+            return super().eager(predictions, params)
+        u, c = predictions["uncond"], predictions["cond"]
+        result: Tensor = (u if self.base == "uncond" else c) + params["scale"] * (c - u)
+        return result
+
     def lower(self) -> Lowered:
         formula = cfg_from_uncond if self.base == "uncond" else cfg_from_cond
         stages: tuple[fk.Stage, ...] = (fk.Stage(formula),)
         params: dict[str, Parameter] = {"scale": self.scale}
         if self.rescale != 0.0:
-            stages += (rescale_stage("std", "cond", "rescale"),)
+            rename = (("phi", "rescale"),)
+            stages += (fk.Stage(rescale_formula("std"), "factor", rename, (("ref", "cond"),)),)
             params["rescale"] = self.rescale
         return Lowered(self.conditions, stages, params)
 
@@ -84,6 +94,11 @@ class NegativePrompt(Rule):
     @property
     def conditions(self) -> tuple[str, ...]:
         return ("negative", "cond")
+
+    def eager(self, predictions: Mapping[str, Tensor], params: Mapping[str, Any]) -> Tensor:
+        n, c = predictions["negative"], predictions["cond"]
+        result: Tensor = n + params["scale"] * (c - n)
+        return result
 
     def lower(self) -> Lowered:
         return Lowered(self.conditions, (fk.Stage(cfg_from_uncond),), {"scale": self.scale})

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import fastcfg_kernels as fk
-from fastcfg_kernels.math import sqrt, where
+from fastcfg_kernels.math import maximum, minimum, sqrt, where
 
 from ..schedules import Schedule
-from .base import Lowered, Parameter, Rule, number_or_schedule
+from .base import Lowered, Parameter, Rule, check_choice, number_or_schedule
 from .linear import Linear
 
-__all__ = ["Clamp", "Rescale", "check_share", "rescale_stage"]
+__all__ = ["Clamp", "NormCap", "Rescale", "check_share", "rescale_formula"]
 
 
 def check_share(name: str, value: Any) -> Parameter:
@@ -40,10 +40,27 @@ def clamp_std(cov_ref_ref: Any, count: Any, k: Any) -> tuple[Any, Any]:
     return -bound, bound
 
 
-def rescale_stage(norm: str, reference: str, public: str) -> fk.Stage:
-    """The rescale of ``norm`` by a reference prediction, its ``phi`` known as ``public``."""
-    formula = {"std": rescale_std, "l2": rescale_l2}[norm]
-    return fk.Stage(formula, "factor", (("phi", public),), (("ref", reference),))
+def norm_cap(dot_y_y: Any, dot_ref_ref: Any, cap: Any, eps: Any) -> Any:
+    """``min(1, cap |ref|/|y|)``; 1 where y is zero."""
+    length = sqrt(dot_y_y) + eps
+    return minimum(1.0, where(length > 0.0, cap * sqrt(dot_ref_ref) / length, 1.0))
+
+
+def norm_full(dot_y_y: Any, dot_ref_ref: Any, cap: Any, eps: Any) -> Any:
+    """``cap |ref|/|y|``; 1 where y is zero."""
+    length = sqrt(dot_y_y) + eps
+    return where(length > 0.0, cap * sqrt(dot_ref_ref) / length, 1.0)
+
+
+def norm_clamp(dot_y_y: Any, dot_ref_ref: Any, cap: Any, eps: Any, low: Any) -> Any:
+    """``cap |ref|/|y|`` between ``low`` and 1; 1 where y is zero."""
+    length = sqrt(dot_y_y) + eps
+    return minimum(1.0, maximum(low, where(length > 0.0, cap * sqrt(dot_ref_ref) / length, 1.0)))
+
+
+def rescale_formula(norm: str) -> Callable[..., Any]:
+    """The rescale by the standard deviation (``"std"``) or the norm (``"l2"``)."""
+    return {"std": rescale_std, "l2": rescale_l2}[norm]
 
 
 @dataclass(frozen=True)
@@ -62,18 +79,28 @@ class _Modifier(Rule, register=False):
         inner = self.rule.conditions
         return inner if reference in inner else (*inner, reference)
 
-    def _lower(self, name: str, value: Parameter, stage: Callable[[str], fk.Stage]) -> Lowered:
-        """The inner rule's stages and one more, whose parameter gets a public name that is still free."""
+    def _lower(
+        self, values: Mapping[str, Parameter], formula: Callable[..., Any], kind: Literal["factor", "clamp"],
+        reference: str, dims: tuple[int, ...] | None = None,
+    ) -> Lowered:  # fmt: skip
+        """The inner rule's stages and one more, whose parameters get public names that are still free."""
         inner = self.rule.lowered
+        if inner.program.reduces and inner.dims != dims:
+            raise ValueError(f"dims: the rule's sums run over {inner.dims}, so the modifier's can't run over {dims}")
         predictions, stages = inner.predictions, inner.stages
         if missing := tuple(c for c in self.conditions if c not in predictions):
             width = stages[0].width or len(predictions)
             stages = (replace(stages[0], width=width), *stages[1:])
             predictions += missing
-        public = name
-        while public in inner.params:
-            public = f"outer_{public}"
-        return Lowered(predictions, (*stages, stage(public)), {**inner.params, public: value})
+        rename, params = [], dict(inner.params)
+        for name, value in values.items():
+            public = name
+            while public in params:
+                public = f"outer_{public}"
+            rename.append((name, public))
+            params[public] = value
+        stage = fk.Stage(formula, kind, tuple(rename), (("ref", reference),))
+        return replace(inner, predictions=predictions, stages=(*stages, stage), params=params, dims=dims)
 
 
 @dataclass(frozen=True)
@@ -109,7 +136,7 @@ class Rescale(_Modifier):
         return self._conditions(self.reference)
 
     def lower(self) -> Lowered:
-        return self._lower("phi", self.phi, lambda public: rescale_stage(self.norm, self.reference, public))
+        return self._lower({"phi": self.phi}, rescale_formula(self.norm), "factor", self.reference)
 
     def simplify(self) -> Rule:
         if self.scheduled:
@@ -118,6 +145,63 @@ class Rescale(_Modifier):
         if self.phi == 0 or inner == Linear(((self.reference, 1.0),)):
             return inner
         return replace(self, rule=inner)
+
+
+_GROUPS: dict[str, tuple[int, ...] | None] = {"sample": None, "token": (-1,), "channel": (1,)}
+
+
+@dataclass(frozen=True)
+class NormCap(_Modifier):
+    """Bound the norm of a rule's result by a reference prediction's: ``y * f`` with ``q = cap * |ref| / (|y| + eps)``.
+
+    Args:
+        rule: any rule.
+        cap: factor on the reference's norm.
+        mode: ``"cap"``: ``f = min(1, q)`` (Z-Image, RenormCFG); ``"full"``: ``f = q`` (Qwen-Image, Lumina 2);
+            ``"clamp"``: ``f = min(max(q, low), 1)`` (LongCat with eps 1e-8; ComfyUI's CFGNorm with low 0).
+        low: lower bound of ``"clamp"``.
+        over: what a norm is taken over: ``"sample"``, ``"token"`` (last dimension of ``[B, N, C]``) or
+            ``"channel"`` (dimension 1 of ``[B, C, H, W]``).
+        eps: added to ``|y|``.
+        reference: the prediction to measure.
+
+    A zero result is left as it is.
+    """
+
+    cap: Parameter = 1.0
+    mode: Literal["cap", "full", "clamp"] = "cap"
+    low: float = 0.0
+    over: Literal["sample", "token", "channel"] = "sample"
+    eps: float = 0.0
+    reference: str = "cond"
+
+    title = "y * min(1, cap * |cond| / |y|) (modes: cap, full, clamp)"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cap", number_or_schedule("cap", self.cap))
+        check_choice("mode", self.mode, ("cap", "full", "clamp"))
+        check_choice("over", self.over, tuple(_GROUPS))
+        for name in ("low", "eps"):
+            value = number_or_schedule(name, getattr(self, name))
+            if isinstance(value, Schedule) or value < 0:
+                raise ValueError(f"{name}: expected a number of 0 or more, got {value!r}")
+            object.__setattr__(self, name, value)
+        self._check(self.reference)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return self._conditions(self.reference)
+
+    def lower(self) -> Lowered:
+        values: dict[str, Parameter] = {"cap": self.cap, "eps": self.eps}
+        if self.mode == "clamp":
+            values["low"] = self.low
+        formulas: dict[str, Callable[..., Any]] = {"cap": norm_cap, "full": norm_full, "clamp": norm_clamp}
+        formula = formulas[self.mode]
+        return self._lower(values, formula, "factor", self.reference, _GROUPS[self.over])
+
+    def simplify(self) -> Rule:
+        return self if self.scheduled else replace(self, rule=self.rule.simplify())
 
 
 @dataclass(frozen=True)
@@ -151,8 +235,7 @@ class Clamp(_Modifier):
         return self._conditions(self.reference)
 
     def lower(self) -> Lowered:
-        aliases = (("ref", self.reference),)
-        return self._lower("k", self.k, lambda public: fk.Stage(clamp_std, "clamp", (("k", public),), aliases))
+        return self._lower({"k": self.k}, clamp_std, "clamp", self.reference)
 
     def simplify(self) -> Rule:
         return self if self.scheduled else replace(self, rule=self.rule.simplify())

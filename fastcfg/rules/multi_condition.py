@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import fastcfg_kernels as fk
+from torch import Tensor
 
 from .base import Lowered, Parameter, Rule, number_or_schedule
 from .linear import sum_of_deltas
@@ -109,6 +111,11 @@ class InstructPix2Pix(Rule):
     @property
     def conditions(self) -> tuple[str, ...]:
         return ("uncond", "image", "cond")
+
+    def eager(self, predictions: Mapping[str, Tensor], params: Mapping[str, Any]) -> Tensor:
+        u, i, c = predictions["uncond"], predictions["image"], predictions["cond"]
+        result: Tensor = u + params["scale"] * (c - i) + params["image_scale"] * (i - u)
+        return result
 
     def lower(self) -> Lowered:
         params = {"image_scale": self.image_scale, "scale": self.scale}
