@@ -56,34 +56,40 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self.gram: dict[tuple[int, int, Any], Array] = {}
+        self.centred: dict[tuple[int, int, Any], Array] = {}
         self.deltas: dict[tuple[int, int, Any], Array] = {}
 
     @staticmethod
     def rows(blocks: dict[tuple[int, int, Any], Array], size: int, count: int, dtype: Any) -> Array:
-        """``[size, count]`` of whatever; the last few shapes are kept."""
+        """``[size, count]``, ones at first and then what was left there; the last few shapes are kept."""
         key = (size, count, dtype)
         if (block := blocks.get(key)) is None:
             if len(blocks) >= 4:
                 blocks.clear()
-            block = blocks[key] = np.empty((size, count), dtype)
+            block = blocks[key] = np.ones((size, count), dtype)
         return block
 
 
 _scratch = _Scratch()
 
 
+def _pivot(row: Array) -> float:
+    """The median of nine elements or so: near the mean of most rows, and a constant's very value."""
+    some = sorted(row[:: max(1, row.shape[0] // 9)].tolist())
+    return float(some[len(some) // 2])
+
+
 def _centred_gram(sources: Sequence[Array]) -> tuple[list[list[float]], list[float]]:
     """Gram matrix of rows ``[N]`` relative to a pivot each, by one matrix product, and their means from it.
 
-    The pivot is the first element: a constant is exactly zero, and so are its sums. A row of ones below the rows
+    The pivot is one of the elements: a constant is exactly zero, and so are its sums. A row of ones below the rows
     gives their sums. Where an element apart from the others makes a bad pivot, so that subtracting the mean would
     cost digits, the pivot is the mean.
     """
     size, count = len(sources), sources[0].shape[0]
-    rows = _scratch.rows(_scratch.gram, size + 1, count, sources[0].dtype)
+    rows = _scratch.rows(_scratch.centred, size + 1, count, sources[0].dtype)
     for row, source in zip(rows, sources, strict=False):
-        np.subtract(source, source[0], out=row)
-    rows[size] = 1
+        np.subtract(source, _pivot(source), out=row)
     gram: list[list[float]] = np.dot(rows, rows[:size].T).tolist()
     means = [total / count for total in gram[size]]
     if any(count * m * m > 0.5 * gram[k][k] for k, m in enumerate(means)):
