@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .generated import function_from_source
 from .launch_plan import Strategy, plan_launch
 from .program import Program
 from .tiles import accumulator
@@ -49,6 +53,38 @@ def unavailable(device: torch.device) -> str | None:
 
 
 @cache
+def _jit(fn: Callable[..., Any]) -> Any:
+    """A plain function of scalars as a Triton function.
+
+    Triton's compiler reads annotations as code, and no global names but functions of its own and constants: the
+    function gets a copy without annotations, in a scope where the functions it calls went the same way.
+    """
+    import triton
+    import triton.language as tl
+
+    tree = ast.parse(textwrap.dedent(inspect.getsource(fn)))
+    definition = next((node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)), None)
+    if definition is None:
+        raise ValueError(f"formula {fn.__name__}: expected a function made by def, whose text Triton can read")
+    definition.decorator_list = []
+    definition.returns = None
+    arguments = definition.args
+    for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
+        argument.annotation = None
+    arguments.defaults = []  # Every argument is given.
+    found = inspect.getclosurevars(fn)
+    scope: dict[str, Any] = {"__name__": fn.__module__ or __name__}
+    for name, value in {**found.globals, **found.nonlocals}.items():
+        if isinstance(value, int | float):
+            value = tl.constexpr(value)
+        elif inspect.isfunction(value) and not hasattr(value, "__triton_builtin__"):
+            value = _jit(value)
+        scope[name] = value
+    text = ast.unparse(ast.fix_missing_locations(definition)) + "\n"
+    return triton.jit(function_from_source(definition.name, text, scope))
+
+
+@cache
 def kernel_constants(program: Program) -> dict[str, Any]:
     """The compile-time arguments of a program's kernels."""
     import triton
@@ -59,7 +95,7 @@ def kernel_constants(program: Program) -> dict[str, Any]:
     )
     return {
         # The interpreter runs plain Python; only the compiler wants formulas wrapped.
-        "WEIGH": program.weigh if interpreting() else triton.jit(program.function(triton.jit)),
+        "WEIGH": program.weigh if interpreting() else triton.jit(program.function(_jit)),
         "PAIRS": pairs,
         "CENTRED": centred,
         "MEANS": tuple(centred.index(v) for v in program.means),
