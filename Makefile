@@ -39,3 +39,7 @@ check: $(VENV)/.ready
 
 clean:
 	rm -rf $(VENV) outputs build *.egg-info
+
+.PHONY: docs/rules.md
+docs/rules.md: $(VENV)/.ready
+	{ printf '# Rules\n\nMade by `fastcfg rules --markdown`.\n\n'; $(BIN)/fastcfg rules --markdown; } > $@.tmp && mv $@.tmp $@

@@ -1,4 +1,4 @@
-"""The command line: ``fastcfg demo | info``. Commands import what they need when they run."""
+"""The command line: ``fastcfg demo | rules | info``. Commands import what they need when they run."""
 
 from __future__ import annotations
 
@@ -45,6 +45,26 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     for row in found["backends"]:
         table.add_row(row["name"], row["device"], "yes" if row["usable"] else "no", row["reason"])
     console.print(table)
+
+
+@app.command()
+def rules(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the documentation's table.")] = False,
+) -> None:
+    """Every rule: its predictions, parameters and defaults, formula, source, sums and state."""
+    from .catalog import entries, to_markdown
+
+    if markdown:
+        print(to_markdown(), end="")
+        return
+    for entry in entries():
+        console.print(f"[bold]{entry.name}[/]({', '.join(entry.parameters)})", highlight=False)
+        console.print(
+            f"  {entry.formula}" + (f"  ({entry.source})" if entry.source else ""), highlight=False, markup=False
+        )
+        sums = f"sums {', '.join(entry.sums)}" if entry.sums else "elementwise"
+        state = f"; state {', '.join(entry.state)}" if entry.state else ""
+        console.print(f"  [dim]takes {', '.join(entry.conditions)}; {sums}{state}[/]", highlight=False)
 
 
 @app.command()
