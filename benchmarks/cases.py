@@ -1,0 +1,198 @@
+"""What is measured: rules with their peers, shapes, dtypes.
+
+Shapes are latents that people sample: SDXL at 512 px (and SD 1.5), Flux and SD3 at 1024 px, Wan 480p with 81 frames.
+Dropped: larger batches, which for fastcfg are the same work again, sample by sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+
+import torch
+from torch import Tensor
+
+from fastcfg import APG, CFG, CFGZeroStar, DualCFG, InstructPix2Pix, MultiCondition, PerpNeg, Perturbed, Rule
+
+from . import peers
+from .peers import Contestant, Predictions
+
+__all__ = ["DTYPES", "REFERENCE", "RULES", "SHAPES", "Case", "Contest", "cases", "contestants", "draw", "exact"]
+
+REFERENCE = "fastcfg"
+"""The contestant that ratios are taken to."""
+
+SHAPES: tuple[tuple[int, ...], ...] = ((1, 4, 64, 64), (1, 16, 128, 128), (1, 16, 21, 60, 104))
+DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A rule and who computes the same.
+
+    Attributes:
+        formula: the transcription, of named predictions.
+        peers: further contestants by name.
+    """
+
+    name: str
+    rule: Rule
+    formula: Callable[..., Tensor]
+    peers: Mapping[str, Contestant] = field(default_factory=dict, hash=False)
+
+
+_PAIR = {"pred_cond": "cond", "pred_uncond": "uncond"}
+_CFG_GUIDER = "diffusers ClassifierFreeGuidance"
+_SCALE, _PHI, _SKIP, _NORM = 7.5, 0.7, 2.8, 15.0
+
+RULES: tuple[Contest, ...] = (
+    Contest(
+        "CFG",
+        CFG(_SCALE),
+        partial(peers.cfg, scale=_SCALE),
+        {
+            "torch.lerp": peers.lerp("uncond", "cond", _SCALE),
+            _CFG_GUIDER: peers.guider("ClassifierFreeGuidance", _PAIR, guidance_scale=_SCALE),
+        },
+    ),
+    Contest(
+        "CFG + rescale 0.7",
+        CFG(_SCALE, rescale=_PHI),
+        partial(peers.cfg_rescale, scale=_SCALE, phi=_PHI),
+        {_CFG_GUIDER: peers.guider("ClassifierFreeGuidance", _PAIR, guidance_scale=_SCALE, guidance_rescale=_PHI)},
+    ),
+    Contest(
+        "CFG-Zero*",
+        CFGZeroStar(_SCALE, zero_init_steps=0),
+        partial(peers.cfg_zero_star, scale=_SCALE),
+        {
+            "diffusers ClassifierFreeZeroStarGuidance": peers.guider(
+                "ClassifierFreeZeroStarGuidance", _PAIR, guidance_scale=_SCALE, zero_init_steps=0
+            )
+        },
+    ),
+    Contest(
+        "APG",
+        APG(_SCALE, eta=0.5, norm_threshold=_NORM),
+        partial(peers.apg, scale=_SCALE, eta=0.5, norm_threshold=_NORM),
+        {
+            "diffusers AdaptiveProjectedGuidance": peers.guider(
+                "AdaptiveProjectedGuidance",
+                _PAIR,
+                guidance_scale=_SCALE,
+                adaptive_projected_guidance_momentum=None,
+                adaptive_projected_guidance_rescale=_NORM,
+                eta=0.5,
+            )
+        },
+    ),
+    Contest("PerpNeg", PerpNeg(_SCALE, (1.5,)), partial(peers.perp_neg, scale=_SCALE, negative_scale=1.5)),
+    Contest("DualCFG", DualCFG(_SCALE, 2.0), partial(peers.dual, scale=_SCALE, negative_scale=2.0)),
+    Contest(
+        "MultiCondition(3)",
+        MultiCondition((5.0, 2.5, -1.0)),
+        partial(peers.multi_condition, scales=(5.0, 2.5, -1.0)),
+    ),
+    Contest(
+        "InstructPix2Pix",
+        InstructPix2Pix(_SCALE, 1.5),
+        partial(peers.instruct_pix2pix, scale=_SCALE, image_scale=1.5),
+    ),
+    Contest(
+        "Perturbed",
+        Perturbed(_SCALE, _SKIP),
+        partial(peers.perturbed, scale=_SCALE, perturbed_scale=_SKIP),
+        {
+            "diffusers SkipLayerGuidance": peers.guider(
+                "SkipLayerGuidance",
+                {**_PAIR, "pred_cond_skip": "perturbed"},
+                step=1,
+                num_steps=10,
+                guidance_scale=_SCALE,
+                skip_layer_guidance_scale=_SKIP,
+                skip_layer_guidance_layers=[0],
+                skip_layer_guidance_start=0.0,
+                skip_layer_guidance_stop=1.0,
+            )
+        },
+    ),
+)
+QUICK = ("CFG", "CFG + rescale 0.7", "PerpNeg")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A contest at one shape ``[B, ...]`` and dtype."""
+
+    contest: Contest
+    shape: tuple[int, ...]
+    dtype_name: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype_name]
+
+    @property
+    def size(self) -> str:
+        """The shape as text."""
+        return "×".join(map(str, self.shape))
+
+    @property
+    def rounds(self) -> int:
+        """Rounds to run: more where a call is short and its time therefore noisier."""
+        elements = prod(self.shape)
+        return 400 if elements < 2**16 else 150 if elements < 2**20 else 50
+
+    def __str__(self) -> str:
+        return f"{self.contest.name}-{'x'.join(map(str, self.shape))}-{self.dtype_name}"
+
+
+def cases(device: str, *, quick: bool = False) -> Iterator[Case]:
+    """The cases of a device: float16 on CUDA only, where samplers use it; in quick mode three of the rules."""
+    for contest in RULES:
+        if quick and contest.name not in QUICK:
+            continue
+        for shape in SHAPES:
+            for name in DTYPES:
+                if name != "fp16" or device == "cuda":
+                    yield Case(contest, shape, name)
+
+
+def contestants(case: Case, *, strategies: bool) -> dict[str, Contestant]:
+    """Everyone who takes part in a case, fastcfg first.
+
+    Args:
+        strategies: also each launch strategy of the Triton path, forced, and the compiled transcription as one
+            kernel; for a GPU.
+    """
+    contest = case.contest
+    found = {REFERENCE: peers.fused(contest.rule)}
+    if strategies:
+        if contest.rule.program.reduces:
+            found["fastcfg row"] = peers.strategy(contest.rule, "row")
+        found["fastcfg two_launch"] = peers.strategy(contest.rule, "two_launch")
+    found |= contest.peers
+    found["eager"] = peers.eager(contest.formula)
+    found["torch.compile"] = peers.compiled(contest.formula)
+    if strategies and contest.rule.program.reduces:
+        cooperative = {"triton.cooperative_reductions": True}
+        found["torch.compile cooperative"] = peers.compiled(contest.formula, cooperative)
+    return found
+
+
+def draw(case: Case, device: str, seed: int = 0) -> dict[str, Tensor]:
+    """Predictions that share most of what they hold, as a denoiser's do: unit spread, deltas of half."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(case.shape, generator=generator) + 0.1
+
+    def one() -> Tensor:
+        return (common + 0.5 * torch.randn(case.shape, generator=generator)).to(device, case.dtype)
+
+    return {name: one() for name in case.contest.rule.conditions}
+
+
+def exact(case: Case, predictions: Predictions) -> Tensor:
+    """The transcription on the same predictions in float64."""
+    return case.contest.formula(**{name: p.double() for name, p in predictions.items()})

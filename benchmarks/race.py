@@ -1,0 +1,177 @@
+"""Interleaved timing: contestants take turns in one process, and ratios are taken within a round.
+
+What disturbs a machine for longer than a round disturbs all contestants alike, and leaves their ratios alone. The
+order of a round is drawn anew: in a fixed cycle a contestant would always find the caches as the same one left them.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .peers import Call
+
+__all__ = ["CudaTimer", "HostTimer", "Summary", "Timer", "WrongResult", "check", "race", "summarise"]
+
+LIMIT = 6.0
+"""Largest error of a contestant, in roundings of its output's dtype; eager peers measure up to 2.4 in bfloat16."""
+
+Reading = Callable[[], Mapping[str, float]]
+
+
+class WrongResult(ValueError):
+    """A contestant's result is not what it should be."""
+
+
+class Timer(Protocol):
+    """Times one call."""
+
+    def measure(self, call: Call) -> Reading:
+        """Run ``call`` once. The reading, in milliseconds by metric, is taken when the round is over."""
+
+
+class HostTimer:
+    """Wall time of a call on the CPU, as ``time``."""
+
+    def measure(self, call: Call) -> Reading:
+        start = time.perf_counter_ns()
+        call()
+        elapsed = (time.perf_counter_ns() - start) / 1e6
+        return lambda: {"time": elapsed}
+
+
+class CudaTimer:
+    """Time on the GPU between two events, as ``device``, and time until the call returns, as ``host``.
+
+    Before a call the L2 cache is overwritten, and the GPU is kept busy so that the launches are queued before it
+    comes to them: ``device`` holds no wait for the host.
+
+    Args:
+        device: index of the GPU; cuda: ``torch.cuda``, or what stands for it in a test.
+    """
+
+    BUSY_CYCLES = 1_000_000  # About half a millisecond, longer than any contestant takes to launch.
+
+    def __init__(self, device: int = 0, cuda: Any = torch.cuda, where: str = "cuda") -> None:
+        self.cuda = cuda
+        cache = cuda.get_device_properties(device).L2_cache_size
+        self.flush = torch.empty(2 * cache, dtype=torch.int8, device=where)
+
+    def measure(self, call: Call) -> Reading:
+        start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
+        self.cuda._sleep(self.BUSY_CYCLES)
+        self.flush.zero_()
+        start.record()
+        began = time.perf_counter_ns()
+        call()
+        host = (time.perf_counter_ns() - began) / 1e6
+        end.record()
+
+        def read() -> Mapping[str, float]:
+            end.synchronize()
+            return {"device": float(start.elapsed_time(end)), "host": host}
+
+        return read
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Times of a contestant over the rounds, in milliseconds.
+
+    Attributes:
+        ratio: median over the rounds of its time ÷ the reference's time in the same round.
+    """
+
+    p20: float
+    p50: float
+    p80: float
+    ratio: float
+    rounds: int
+
+
+def summarise(times: Mapping[str, Sequence[float]], reference: str) -> dict[str, Summary]:
+    """Summaries by contestant.
+
+    Args:
+        times: for each contestant its time in each round.
+
+    Raises:
+        ValueError: if the numbers of rounds differ, or are zero.
+    """
+    rounds = {len(t) for t in times.values()}
+    if len(rounds) != 1 or not min(rounds):
+        raise ValueError(f"times: expected the same number of rounds of each, got {sorted(rounds)}")
+    base = np.asarray(times[reference])
+    found = {}
+    for name, samples in times.items():
+        p20, p50, p80 = np.percentile(samples, [20, 50, 80])
+        ratio = float(np.median(np.asarray(samples) / base))
+        found[name] = Summary(float(p20), float(p50), float(p80), ratio, len(samples))
+    return found
+
+
+def check(result: Tensor, exact: Tensor, dtype: torch.dtype) -> float:
+    """The error of a result, root mean square, in roundings of ``dtype`` (uniform ones, ``eps * rms / sqrt(12)``).
+
+    Raises:
+        WrongResult: for another shape or dtype, a value that is not finite, or an error above :data:`LIMIT` (16 times
+            as much for a single element, which may be several times the root mean square itself).
+    """
+    if result.shape != exact.shape or result.dtype != dtype:
+        raise WrongResult(f"expected {list(exact.shape)} of {dtype}, got {list(result.shape)} of {result.dtype}")
+    error = result.double() - exact
+    rounding = torch.finfo(dtype).eps * float(exact.square().mean().sqrt()) / math.sqrt(12)
+    units = float(error.square().mean().sqrt()) / rounding
+    worst = float(error.abs().max()) / rounding
+    # Written so that NaN fails.
+    if not (units <= LIMIT and worst <= 16 * LIMIT):
+        raise WrongResult(f"error of {units:.3g} roundings, at worst {worst:.3g}; the limit is {LIMIT:g}")
+    return units
+
+
+def race(
+    calls: Mapping[str, Call], exact: Tensor, dtype: torch.dtype, timer: Timer, *, rounds: int, warmup: int = 3
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, float], dict[str, str]]:
+    """Check the contestants, and time those whose result is right.
+
+    Args:
+        exact: what all should compute, in float64.
+        rounds: rounds in which each runs once; warmup: rounds before them that are not counted.
+
+    Returns:
+        ``(times, errors, refused)``: by metric and contestant the time in each round; by contestant the error in
+        roundings; by contestant why it was not timed.
+    """
+    errors: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    for name, call in calls.items():
+        try:
+            errors[name] = check(call(), exact, dtype)
+        except Exception as error:  # Whatever goes wrong in a peer is its result, not the end of the run.
+            refused[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    racing = list(errors)
+    times: dict[str, dict[str, list[float]]] = {}
+    order = random.Random(0)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(warmup + rounds if racing else 0):
+            order.shuffle(racing)
+            readings = {name: timer.measure(calls[name]) for name in racing}
+            for name in errors:
+                for metric, value in readings[name]().items():
+                    if turn >= warmup:
+                        times.setdefault(metric, {}).setdefault(name, []).append(value)
+    finally:
+        if collecting:
+            gc.enable()
+    return times, errors, refused
