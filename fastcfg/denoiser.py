@@ -11,6 +11,7 @@ from torch import Tensor
 from .guidance import guide
 from .planner import plan, same_condition
 from .rules import Rule
+from .state import State
 
 __all__ = ["GuidedDenoiser"]
 
@@ -80,6 +81,7 @@ class GuidedDenoiser:
         num_steps: int | None = None,
         sigma: float | None = None,
         params: Mapping[str, Any] | None = None,
+        state: State | None = None,
     ) -> Tensor:
         """The guided prediction at one step.
 
@@ -91,6 +93,7 @@ class GuidedDenoiser:
             step, num_steps: where the sampler is; needed by a rule with schedules.
             sigma: the step's noise level, for schedules that run on it.
             params: overrides as for :func:`fastcfg.guide`; a parameter given here is not used to skip passes.
+            state: what a rule with memory carries from step to step: one for each request.
 
         Returns:
             ``[B, ...]`` in the model's output dtype.
@@ -105,9 +108,8 @@ class GuidedDenoiser:
         results = run(x, t, {name: conditions[name] for name in steps.passes})
         if steps.unguided:
             return results[steps.passes[0]]
-        return guide(
-            steps.rule, params=params, backend=self.backend, **cast(dict[str, Any], steps.predictions(results))
-        )
+        predictions = cast(dict[str, Any], steps.predictions(results))
+        return guide(steps.rule, params=params, backend=self.backend, state=state, **predictions)
 
     def _sequential(self, x: Tensor, t: Any, conditions: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
         return {name: _prediction(self.model(x, t, **kwargs)) for name, kwargs in conditions.items()}
