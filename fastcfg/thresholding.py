@@ -1,0 +1,72 @@
+"""Keeping clean samples in range: dynamic and static thresholding of x0 predictions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .combination import check_tensor, number, upcast
+
+__all__ = ["DIFFUSERS_CAP", "dynamic_threshold", "static_threshold"]
+
+DIFFUSERS_CAP = 1.0
+"""The default ``sample_max_value`` of diffusers' schedulers: with this cap the threshold is 1, a plain clip."""
+
+
+def sample_quantile(x: Tensor, quantile: float) -> Tensor:
+    """The linearly interpolated quantile of each row of ``[B, N]``, as ``[B]`` in the dtype that is computed in.
+
+    It selects the two order statistics around rank ``quantile * (N - 1)``, a rank in float64; ``torch.quantile``
+    sorts, takes the rank in float32 and refuses more than 2^24 elements.
+    """
+    count = x.shape[-1]
+    rank = quantile * (count - 1)
+    low = min(int(rank), count - 1)
+    share = rank - low
+    lower = upcast(x.kthvalue(low + 1, dim=-1).values)
+    if share == 0 or low + 1 == count:
+        return lower
+    return torch.lerp(lower, upcast(x.kthvalue(low + 2, dim=-1).values), share)
+
+
+def dynamic_threshold(x0: Tensor, *, quantile: float = 0.995, cap: float | None = None) -> Tensor:
+    """``clip(x0, -q, q) / q`` with q the sample's quantile of ``|x0|``, at least 1 and at most ``cap``.
+
+    A sample within ``[-1, 1]`` stays as it is; any other is brought into it by a division, which keeps more of what
+    was beyond than a clip does.
+
+    Args:
+        x0: clean samples ``[B, ...]`` of any size; the quantile is a sample's own.
+        quantile: in 0 ... 1, interpolated linearly.
+        cap: the largest q, at least 1; None is none (Imagen). :data:`DIFFUSERS_CAP` is that of diffusers'
+            schedulers, which makes it :func:`static_threshold`.
+
+    Returns:
+        ``[B, ...]`` in x0's dtype, float32 inside and one rounding. A NaN stays where it is.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Source: Saharia et al., 2205.11487, sec. 2.3.
+    """
+    check_tensor("x0", x0)
+    quantile = number("quantile", quantile, 0.0, 1.0)
+    cap = number("cap", cap, low=1.0, optional=True)
+    if x0.numel() == 0:
+        return x0.clone()
+    q = sample_quantile(x0.flatten(1).abs(), quantile).clamp(min=1.0, max=cap)
+    q = q.view(-1, *[1] * (x0.dim() - 1))
+    return (torch.clamp(upcast(x0), -q, q) / q).to(x0.dtype)
+
+
+def static_threshold(x0: Tensor, *, bound: float = 1.0) -> Tensor:
+    """``clip(x0, -bound, bound)``, a plain clip.
+
+    Args:
+        x0: clean samples ``[B, ...]``.
+        bound: a number, at least 0.
+
+    Source: Saharia et al., 2205.11487, sec. 2.3.
+    """
+    bound = number("bound", bound, low=0.0)
+    return check_tensor("x0", x0).clamp(-bound, bound)
