@@ -159,6 +159,7 @@ def guide_small(program: Program, inputs: Sequence[Tensor], params: Sequence[Any
             results.append(target)
         if program.clamps:
             np.clip(results[-1], column(-2), column(-1), out=results[-1])
-    for out, result in zip(outs, reversed(results), strict=True):
-        if len(arrays) > size or out.dtype != acc:
+    for output, (out, result) in enumerate(zip(outs, reversed(results), strict=True)):
+        # Only the first output may have been worked out in its own memory.
+        if output or len(arrays) > size or out.dtype != acc:
             out.copy_(torch.from_numpy(result))
