@@ -110,7 +110,7 @@ def check_param(name: str, value: Any, batch: int, device: torch.device, check: 
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number or a floating tensor, got {type(value).__name__}")
     number = float(value)
-    if not math.isfinite(number):
+    if not abs(number) < math.inf:  # NaN too; unlike math.isfinite it can be traced.
         raise ValueError(f"{name}: expected a finite number, got {number}")
     return number
 
@@ -198,11 +198,11 @@ def guide_outputs(
     """:func:`guide` for a program with further inputs and outputs.
 
     Args:
-        extras: a tensor for each name in ``program.extras``, of the predictions' shape and device, in float32
-            (float64 for float64 predictions).
+        extras: a tensor for each name in ``program.extras``, of the predictions' shape and device, in their dtype or
+            float32 (float64 for float64 predictions).
 
     Returns:
-        The guided prediction, then the other outputs in the extras' dtype.
+        The guided prediction, then the other outputs in float32 (float64 for float64).
     """
     names = program.predictions
     if len(predictions) != len(names):
@@ -265,9 +265,9 @@ def _check_extras(program: Program, first: Tensor, extras: Sequence[Tensor]) -> 
         raise ValueError(f"extras: expected {len(program.extras)} {list(program.extras)}, got {len(extras)}")
     acc = accumulator(first.dtype)
     for name, extra in zip(program.extras, extras, strict=True):
-        if extra.shape != first.shape or extra.dtype != acc or extra.device != first.device:
+        if extra.shape != first.shape or extra.dtype not in (acc, first.dtype) or extra.device != first.device:
             raise ValueError(
-                f"{name}: expected {list(first.shape)} in {acc} on {first.device}, "
+                f"{name}: expected {list(first.shape)} in {acc} or {first.dtype} on {first.device}, "
                 f"got {list(extra.shape)} in {extra.dtype} on {extra.device}"
             )
 
