@@ -1,0 +1,121 @@
+"""Gradients, torch.compile and torch.export of what calls fastcfg."""
+
+import pytest
+import torch
+from conformance.cases import BY_NAME, Case, draw, run
+from fastcfg_export import GuidedModule
+
+import fastcfg
+from fastcfg import CFG, Clamp, PerpNeg, Rescale
+
+DIFFERENTIABLE = [BY_NAME[n] for n in ("CFG", "DualCFG", "CFG(rescale)", "CFG+rescale_l2", "PerpNeg_2", "CFG+clamp")]
+
+
+@pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
+def test_gradients(case: Case) -> None:
+    predictions = draw(case, (2, 3, 4), torch.float64)
+    inputs = tuple(p.requires_grad_() for p in predictions.values())
+
+    def guided(*tensors: torch.Tensor) -> torch.Tensor:
+        return fastcfg.guide(case.rule, **dict(zip(predictions, tensors, strict=True)))
+
+    assert torch.autograd.gradcheck(guided, inputs)
+
+
+@pytest.mark.parametrize("size", [(2, 5, 7), (2, 33_001)], ids=str)
+def test_gradient_of_a_scale_and_of_the_rescale_formula(size: tuple[int, ...]) -> None:
+    u, c = draw(("uncond", "cond"), size, torch.float64).values()
+    scale = torch.tensor([2.0, 5.0], dtype=torch.float64)
+    grads = []
+    for form in ("guide", "formula"):
+        inputs = [t.clone().requires_grad_() for t in (u, c, scale)]
+        if form == "guide":
+            y = fastcfg.guide(CFG(rescale=0.7), uncond=inputs[0], cond=inputs[1], params={"scale": inputs[2]})
+        else:
+            flat = [t.flatten(1) for t in inputs[:2]]
+            y = flat[0] + inputs[2][:, None] * (flat[1] - flat[0])
+            y = y * (0.3 + 0.7 * flat[1].std(1, keepdim=True) / y.std(1, keepdim=True))
+            y = y.view(size)
+        y.sin().sum().backward()
+        grads.append([t.grad for t in inputs])
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_the_value_with_gradients_is_that_without() -> None:
+    case = BY_NAME["CFG(rescale)"]
+    predictions = draw(case, (2, 5000), torch.float32)
+    expected = run(case.rule, predictions, "auto")
+    predictions["cond"].requires_grad_()
+    got = run(case.rule, predictions, "auto")
+    assert got.requires_grad
+    torch.testing.assert_close(got.detach(), expected, rtol=2**-20, atol=2**-20)
+
+
+@pytest.mark.parametrize("name", ["CFG", "rescale", "clamp", "perp_neg"])
+def test_fullgraph_compile_without_a_recompile(name: str) -> None:
+    # A new rule: nothing about it has been worked out by an earlier call.
+    rule = {
+        "CFG": lambda: CFG(),
+        "rescale": lambda: CFG(rescale=0.7),
+        "clamp": lambda: Clamp(Rescale(CFG(), norm="l2"), k=2.0),
+        "perp_neg": lambda: PerpNeg(),
+    }[name]()
+    torch._dynamo.reset()
+    names = rule.conditions
+
+    def step(x: torch.Tensor, scale: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        predictions = dict(zip(names, tensors, strict=True))
+        return x - 0.1 * fastcfg.guide(rule, params={"scale": scale}, **predictions)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    for i, scale in enumerate((1.5, 7.5, 0.0)):
+        tensors = list(draw(names, (2, 4, 9, 8), torch.float32, seed=i).values())
+        arguments = (torch.ones(2, 4, 9, 8), torch.tensor(scale), *tensors)
+        with torch.compiler.set_stance("fail_on_recompile" if i else "default"):
+            got = compiled(*arguments)
+        torch.testing.assert_close(got, step(*arguments), rtol=2**-18, atol=2**-18)
+
+
+def test_fullgraph_compile_by_inductor() -> None:
+    torch._dynamo.reset()
+    rule = CFG(4.0, rescale=0.7)
+    tensors = draw(("uncond", "cond"), (2, 4, 9, 8), torch.bfloat16)
+    got = torch.compile(lambda u, c: fastcfg.guide(rule, uncond=u, cond=c), fullgraph=True)(*tensors.values())
+    torch.testing.assert_close(got, fastcfg.guide(rule, **tensors), rtol=2**-8, atol=2**-8)
+
+
+class _Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) * condition[:, :, None, None] + t[:, None, None, None]
+
+
+@pytest.mark.parametrize("rule", [CFG(), CFG(rescale=0.7), PerpNeg()], ids=["CFG", "rescale", "PerpNeg"])
+def test_export_keeps_the_batch_dynamic(rule: fastcfg.Rule) -> None:
+    torch.manual_seed(0)
+    module = GuidedModule(_Model(), rule).eval()
+
+    def arguments(batch: int, height: int) -> tuple[torch.Tensor, ...]:
+        conditions = [torch.randn(batch, 4) for _ in rule.conditions]
+        return torch.randn(batch, 4, height, 8), torch.rand(batch), torch.linspace(1, 9, batch), *conditions
+
+    row = {0: torch.export.Dim("batch", min=1, max=64)}
+    # Sums are cut into tiles by size: only a rule without sums leaves the size open too.
+    sizes = {} if rule.program.reduces else {2: torch.export.Dim("height", min=4, max=256)}
+    shapes = (row | sizes, row, row, tuple(row for _ in rule.conditions))
+    program = torch.export.export(module, arguments(3, 16), dynamic_shapes=shapes)
+    for given in (arguments(3, 16), arguments(1, 40 if sizes else 16), arguments(7, 16)):
+        torch.testing.assert_close(program.module()(*given), module(*given), rtol=2**-18, atol=2**-18)
+    with pytest.raises(ValueError, match=f"conditions: expected {len(rule.conditions)}"):
+        module(*arguments(2, 8)[:-1])
+
+
+def test_guided_modules_refuse() -> None:
+    with pytest.raises(ValueError, match="rule: has schedules"):
+        GuidedModule(_Model(), CFG(fastcfg.schedules.Linear(1, 2)))
+    with pytest.raises(ValueError, match="rule: expected one with a parameter 'scale'"):
+        GuidedModule(_Model(), fastcfg.MultiCondition((1.0, 2.0)))
