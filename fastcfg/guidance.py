@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import fastcfg_kernels as fk
 import torch
 from torch import Tensor
 
 from .groups import Groups
+from .parameterization import Kind, Prediction
 from .rules import Rule
 from .schedules import Schedule
 from .state import State
@@ -52,6 +53,8 @@ def guide(
     check: bool = False,
     state: State | None = None,
     numerics: Literal["fp32", "eager"] = "fp32",
+    x: Tensor | None = None,
+    prediction: Prediction | None = None,
     **predictions: Tensor,
 ) -> Tensor:
     """The guided prediction of a rule.
@@ -70,6 +73,8 @@ def guide(
         state: what a rule with memory (momentum, a cached delta) reads and writes: one for each request.
         numerics: ``"fp32"``, float32 accumulation and one rounding; or ``"eager"``, for rules without sums the
             operations of diffusers in their order and the predictions' dtype, and so its bits.
+        x, prediction: for a rule with a domain (:class:`fastcfg.InDomain`), the noisy latent ``[B, ...]`` and what
+            the model predicts at which noise level.
         predictions: tensors ``[B, ...]`` of one shape, dtype and device, by the names in ``rule.conditions``.
 
     Returns:
@@ -105,6 +110,8 @@ def guide(
             and not os.environ.get("FASTCFG_BACKEND")
         ):
             return torch.lerp(u, c, lerp.weight)
+    if rule.prepares:
+        return _prepared(rule, predictions, params or {}, out, backend, numerics, check)
     lowered = rule.lowered
     names = lowered.predictions
     if len(predictions) != len(names) or any(name not in predictions for name in names):
@@ -123,9 +130,20 @@ def guide(
         return _eager(rule, predictions, values, out)
     if numerics != "fp32":
         raise ValueError(f"numerics: expected 'fp32' or 'eager', got {numerics!r}")
+    program, space = lowered.program, []
+    if lowered.domain is not None:
+        if x is None or prediction is None:
+            raise ValueError(
+                f"x, prediction: {type(rule).__name__} works on {lowered.domain}; the call has to give both"
+            )
+        if prediction.kind != lowered.domain:
+            program, space = lowered.affine_program, [x]
+            size = tensors[0].shape[0]
+            levels = prediction.to(cast(Kind, lowered.domain))
+            values = [*values, *(fk.check_param("prediction", level, size, x.device) for level in levels)]
     if lowered.dims is None and not lowered.extras and not lowered.updates:
-        return fk.guide_checked(tensors, lowered.program, values, out=out, backend=backend)[0]
-    return _with_state(rule, tensors, values, state, out, backend)
+        return fk.guide_checked(tensors, program, values, extras=space, out=out, backend=backend)[0]
+    return _with_state(rule, program, tensors, values, space, state, out, backend)
 
 
 def _values(rule: Rule, params: Mapping[str, Any], first: Tensor, check: bool) -> list[Any]:
@@ -144,6 +162,41 @@ def _values(rule: Rule, params: Mapping[str, Any], first: Tensor, check: bool) -
     return [fk.check_param(name, values[name], batch, first.device, check) for name in rule.program.params]
 
 
+def _prepared(
+    rule: Rule,
+    predictions: Mapping[str, Tensor],
+    params: Mapping[str, Any],
+    out: Tensor | None,
+    backend: str | None,
+    numerics: str,
+    check: bool,
+) -> Tensor:
+    """Guide a rule that makes its formula's inputs of the predictions first, in the dtype that is computed in."""
+    names = rule.conditions
+    if set(predictions) != set(names):
+        missing = [n for n in names if n not in predictions]
+        extra = [n for n in predictions if n not in names]
+        raise ValueError(f"predictions: {type(rule).__name__} takes {list(names)}; missing {missing}, unknown {extra}")
+    for name, value in predictions.items():
+        if not isinstance(value, Tensor) or value.dtype not in _FLOATS:
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{name}: expected a float32, bfloat16, float16 or float64 tensor, got {kind}")
+    if numerics != "fp32":
+        raise ValueError(f"numerics: {type(rule).__name__} has 'fp32' only, got {numerics!r}")
+    if rule.lowered.domain is not None:
+        raise ValueError(f"rule: {type(rule).__name__} makes tensors of the predictions, and has no domain of its own")
+    first = predictions[names[0]]
+    made, left = rule.prepare(predictions, params)
+    values = _values(rule, left, first, check)
+    inputs = [made[n] if n in made else predictions[n] for n in rule.lowered.predictions]
+    if len(inputs) > 1:
+        inputs = [tensor.to(inputs[0].dtype) for tensor in inputs]
+        result = fk.guide_checked(inputs, rule.program, values, backend=backend)[0]
+    else:
+        result = inputs[0]
+    return result.to(first.dtype) if out is None else out.copy_(result)
+
+
 def _eager(rule: Rule, predictions: Mapping[str, Tensor], values: Sequence[Any], out: Tensor | None) -> Tensor:
     def by_sample(value: Any, like: Tensor) -> Any:
         return value.view(-1, *[1] * (like.dim() - 1)) if isinstance(value, Tensor) and value.dim() else value
@@ -156,8 +209,10 @@ def _eager(rule: Rule, predictions: Mapping[str, Tensor], values: Sequence[Any],
 
 def _with_state(
     rule: Rule,
+    program: fk.Program,
     tensors: Sequence[Tensor],
     values: Sequence[Any],
+    space: Sequence[Tensor],
     state: State | None,
     out: Tensor | None,
     backend: str | None,
@@ -171,13 +226,14 @@ def _with_state(
     memory = State() if state is None else state
     acc = torch.float64 if first.dtype == torch.float64 else torch.float32
     extras = [memory[n] if n in memory else torch.zeros_like(first, dtype=acc) for n in lowered.extras]
+    extras += space
     if lowered.dims is None:
-        results = fk.guide_checked(tensors, lowered.program, values, extras=extras, out=out, backend=backend)
+        results = fk.guide_checked(tensors, program, values, extras=extras, out=out, backend=backend)
     else:
         groups = Groups(first.shape, lowered.dims)
         results = fk.guide_checked(
             [groups.rows(t) for t in tensors],
-            lowered.program,
+            program,
             [groups.values(v) for v in values],
             extras=[groups.rows(e) for e in extras],
             # A group is small and there are many: whole-tensor operations, not a loop over groups.

@@ -4,6 +4,8 @@ from .base import Parameter, Rule, registry
 from .cached import GatedCFG, ResidualCFG
 from .classifier_free import CFG, NegativePrompt
 from .custom import rule
+from .domain import InDomain
+from .fdg import FDG
 from .history import HistoryGuidance
 from .inner import InnerGuidance
 from .linear import Linear
@@ -16,6 +18,7 @@ from .projection import APG, TCFG, APGMix, CFGZeroStar, MaMBOG
 __all__ = [
     "APG",
     "CFG",
+    "FDG",
     "LTX2",
     "TCFG",
     "APGMix",
@@ -25,6 +28,7 @@ __all__ = [
     "DualCFG",
     "GatedCFG",
     "HistoryGuidance",
+    "InDomain",
     "InnerGuidance",
     "InstructPix2Pix",
     "Linear",

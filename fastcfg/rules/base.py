@@ -58,6 +58,7 @@ class Lowered:
         extras: tensors of the state that the formulas read; a missing one is zero.
         updates: tensors of the state that the program's further outputs become.
         dims: dimensions that the sums run over; None is all but the batch.
+        domain: the kind of prediction that the formulas work on; None is the model's own.
     """
 
     predictions: tuple[str, ...]
@@ -66,11 +67,17 @@ class Lowered:
     extras: tuple[str, ...] = ()
     updates: tuple[str, ...] = ()
     dims: tuple[int, ...] | None = None
+    domain: str | None = None
 
     @cached_property
     def program(self) -> fk.Program:
         """The compiled program; equal formulas share one."""
         return fk.compile_program(self.predictions, self.stages, self.extras, 1 + len(self.updates))
+
+    @cached_property
+    def affine_program(self) -> fk.Program:
+        """The same on ``shift * x + gain * prediction``."""
+        return fk.compile_program(self.predictions, self.stages, self.extras, 1 + len(self.updates), affine=True)
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,28 @@ class Rule:
         """Formulas and parameters."""
         raise NotImplementedError
 
+    @property
+    def prepares(self) -> bool:
+        """Whether the formula reads tensors that :meth:`prepare` makes of the predictions."""
+        inner = getattr(self, "rule", None)
+        return isinstance(inner, Rule) and inner.prepares
+
+    def prepare(
+        self, predictions: Mapping[str, Tensor], params: Mapping[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Further inputs of the formula by name, and the parameters that are left for it.
+
+        Args:
+            predictions: by the names in :attr:`conditions`; params: the call's overrides.
+
+        Returns:
+            Tensors in the dtype that is computed in (float64 for float64, else float32), and the rest of ``params``.
+        """
+        inner = getattr(self, "rule", None)
+        if not isinstance(inner, Rule):
+            raise NotImplementedError
+        return inner.prepare(predictions, params)
+
     @cached_property
     def lowered(self) -> Lowered:
         """:meth:`lower`, kept."""
@@ -133,7 +162,7 @@ class Rule:
     def lerp(self) -> Lerp | None:
         """The rule as one ``torch.lerp``, where it is one: two predictions, no sums, base weight 1, no schedules."""
         lowered = self.lowered
-        if self.numbers is None or len(lowered.predictions) != 2:
+        if self.numbers is None or len(lowered.predictions) != 2 or lowered.domain is not None:
             return None
         weight = fk.lerp_weight(lowered.program, self.numbers)
         return None if weight is None else Lerp(*lowered.predictions, weight)
@@ -217,7 +246,7 @@ class Rule:
         """
         lowered = self.lowered
         program = lowered.program
-        if self.scheduled or program.reduces or program.clamps or program.extras:
+        if self.scheduled or program.reduces or program.clamps or program.extras or program.outputs > 1:
             return None
         weights = program.weigh((), 0.0, tuple(lowered.params[name] for name in program.params))
         return dict(zip(lowered.predictions, (float(w) for w in weights), strict=True))

@@ -108,7 +108,7 @@ def compile_ahead(
 
     from .triton_kernels import apply_kernel, row_kernel, tile_kernel
 
-    size = program.width
+    size = len(program.predictions) + len(program.extras)
     acc = accumulator(dtype)
     number = f"*{_TYPES[dtype]}"
     fixed = {**kernel_constants(program), "ACC": tl.float64 if acc == torch.float64 else tl.float32}

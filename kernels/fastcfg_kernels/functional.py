@@ -13,13 +13,9 @@ import torch
 from torch import Tensor
 
 from .program import Program
-from .tiles import accumulator, basis, sample_sums
+from .tiles import accumulator, basis, sample_sums, spread
 
 __all__ = ["combine", "guide_rows"]
-
-
-def _over_elements(value: Any) -> Any:
-    return value.unsqueeze(-1) if isinstance(value, Tensor) and value.dim() else value
 
 
 def _weighted_sum(weights: Sequence[Any], vectors: Sequence[Tensor]) -> Tensor:
@@ -27,26 +23,32 @@ def _weighted_sum(weights: Sequence[Any], vectors: Sequence[Tensor]) -> Tensor:
     for weight, vector in zip(weights, vectors, strict=True):
         if isinstance(weight, Tensor) or weight != 0:
             unit = not isinstance(weight, Tensor) and weight == 1
-            term = vector if unit else _over_elements(weight) * vector
+            term = vector if unit else spread(weight, vector) * vector
             result = term if result is None else result + term
     return torch.zeros_like(vectors[0]) if result is None else result
 
 
-def combine(program: Program, inputs: Sequence[Tensor], weighed: Sequence[Any]) -> list[Tensor]:
+def combine(
+    program: Program, inputs: Sequence[Tensor], weighed: Sequence[Any], params: Sequence[Any] = ()
+) -> list[Tensor]:
     """``sum_k w_k b_k`` over the difference basis and the extras for each output, in the accumulator's dtype.
 
     Args:
         inputs: K predictions ``[..., N]``, then E extras.
         weighed: what ``program.weigh`` returned: numbers or ``[...]`` tensors.
+        params: in the order of ``program.params``; only an affine program needs them.
     """
-    vectors = basis(program, inputs, accumulator(inputs[0].dtype))
+    vectors = basis(program, inputs, params, accumulator(inputs[0].dtype))
     width = program.width
     results = [_weighted_sum(weighed[o * width : (o + 1) * width], vectors) for o in range(program.outputs)]
     if program.clamps:
-        low, high = (_over_elements(bound) for bound in weighed[-2:])
+        low, high = (spread(bound, results[0]) for bound in weighed[-2:])
         if isinstance(low, Tensor) != isinstance(high, Tensor):
             low, high = (torch.as_tensor(b, dtype=results[0].dtype, device=results[0].device) for b in (low, high))
         results[0] = torch.clamp(results[0], low, high)
+    if program.affine:
+        shift, gain = (spread(v, results[0]) for v in params[-2:])
+        results[0] = (results[0] - shift * inputs[-1].to(results[0].dtype)) / gain
     return results
 
 
@@ -64,6 +66,7 @@ def guide_rows(program: Program, inputs: Sequence[Tensor], params: Sequence[Any]
     dtype = inputs[0].dtype
     acc = accumulator(dtype)
     values = tuple(p.to(acc) if isinstance(p, Tensor) else p for p in params)
-    sums = tuple(sample_sums(program, inputs)) if program.reduces else ()
-    first, *others = combine(program, inputs, program.weigh(sums, float(inputs[0].shape[-1]), values))
+    sums = tuple(sample_sums(program, inputs, values)) if program.reduces else ()
+    count = torch.sym_float(inputs[0].shape[-1])  # type: ignore[no-untyped-call]
+    first, *others = combine(program, inputs, program.weigh(sums, count, values), values)
     return [first.to(dtype), *others]

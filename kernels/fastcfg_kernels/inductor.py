@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from . import functional
 from .host import host_params
@@ -65,7 +65,8 @@ _compile_lock = threading.Lock()
 
 def _alone(view: Tensor) -> Tensor:
     """The same memory as a tensor that is no view: of a view Dynamo guards the base, and so the caller's shapes."""
-    return torch.from_dlpack(to_dlpack(view))
+    alone: Tensor = torch.from_dlpack(to_dlpack(view))  # type: ignore[attr-defined]
+    return alone
 
 
 def guide_compiled(program: Program, inputs: Sequence[Tensor], params: Sequence[Any], outs: Sequence[Tensor]) -> None:

@@ -65,7 +65,7 @@ class Program:
 
     Attributes:
         predictions: names of the inputs, the base first.
-        extras: names of further inputs that are no predictions and have no delta (a momentum, a noise).
+        extras: names of further inputs that are no predictions and have no delta (a momentum, a noise, ``x``).
         outputs: results of the combine: the guided prediction, then new values of state.
         pairs: the sums needed, as ``(kind, vector, vector)``. Vectors are numbered: ``0 … K-1`` is the difference
             basis, ``K … K+E-1`` the extras, and after them come the predictions other than the base. The first
@@ -73,6 +73,8 @@ class Program:
         means: vectors whose mean is needed.
         params: public names of the parameters, in call order.
         clamps: whether the result is clipped to ``[low, high]``.
+        affine: whether the formulas work on ``shift * x + gain * prediction`` and the result is taken back. ``x`` is
+            the last input then, and ``shift`` and ``gain`` are the last two parameters.
         source: the text of :attr:`weigh`, a function ``weigh(sums, count, params)`` of two tuples and a number;
             ``sums`` holds the pairs' sums and then the means. It returns K+E weights for each output, and then
             ``low, high`` for the first where :attr:`clamps`.
@@ -85,25 +87,28 @@ class Program:
     means: tuple[int, ...]
     params: tuple[str, ...]
     clamps: bool
+    affine: bool
     source: str
     stages: tuple[Stage, ...]
     weigh: Callable[..., tuple[Any, ...]] = field(compare=False, repr=False)
 
     def __post_init__(self) -> None:
         # Before Python 3.12 the first read of a cached property takes a lock, which Dynamo can't trace.
-        _ = self.reduces, self.is_lerp, self.centred
+        for name, value in vars(type(self)).items():
+            if isinstance(value, cached_property):
+                getattr(self, name)
 
     def __hash__(self) -> int:
         return self._hash
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.predictions, self.extras, self.stages))
+        return hash((self.predictions, self.extras, self.stages, self.affine))
 
     @cached_property
     def width(self) -> int:
-        """Vectors that carry weights: the difference basis and the extras."""
-        return len(self.predictions) + len(self.extras)
+        """Vectors that carry weights: the difference basis and the extras without ``x``."""
+        return len(self.predictions) + len(self.extras) - self.affine
 
     @cached_property
     def reduces(self) -> bool:
@@ -113,7 +118,13 @@ class Program:
     @cached_property
     def is_lerp(self) -> bool:
         """Whether it can be one ``torch.lerp``: two predictions, no sums, no clamp."""
-        return self.width == len(self.predictions) == 2 and self.outputs == 1 and not self.reduces and not self.clamps
+        return (
+            len(self.predictions) == 2
+            and not self.extras
+            and self.outputs == 1
+            and not self.reduces
+            and not self.clamps
+        )
 
     @cached_property
     def centred(self) -> tuple[int, ...]:
@@ -250,7 +261,11 @@ def _build(source: str, stages: Sequence[Stage], wrap: Callable[[Callable[..., A
 
 @cache
 def compile_program(
-    predictions: tuple[str, ...], stages: tuple[Stage, ...], extras: tuple[str, ...] = (), outputs: int = 1
+    predictions: tuple[str, ...],
+    stages: tuple[Stage, ...],
+    extras: tuple[str, ...] = (),
+    outputs: int = 1,
+    affine: bool = False,
 ) -> Program:
     """Compile formulas over named predictions into a :class:`Program` (cached).
 
@@ -260,12 +275,13 @@ def compile_program(
         extras: names of further inputs.
         outputs: how many results the rule's formula returns weights for. It returns the weights of all of them one
             after the other, each over the difference basis and then the extras.
+        affine: work on ``shift * x + gain * prediction``; adds the input ``x`` and the parameters ``shift, gain``.
 
     Raises:
         ValueError: for a name that is not known, an argument list that cannot be read, or stages out of order.
     """
     if not predictions or len({*predictions, *extras}) != len(predictions) + len(extras):
-        raise ValueError(f"predictions, extras: expected distinct names, got {predictions!r} and {extras!r}")
+        raise ValueError(f"predictions: expected distinct names, got {predictions!r} and extras {extras!r}")
     if not stages or stages[0].kind != "weights" or any(s.kind == "weights" for s in stages[1:]):
         raise ValueError("stages: the first, and only the first, returns weights")
     clamps = [s.kind == "clamp" for s in stages]
@@ -280,12 +296,13 @@ def compile_program(
     source = writer.source(clamps[-1])
     return Program(
         predictions=predictions,
-        extras=extras,
+        extras=(*extras, "x") if affine else extras,
         outputs=outputs,
         pairs=tuple(writer.pairs),
         means=tuple(writer.means),
-        params=tuple(writer.params),
+        params=(*writer.params, "shift", "gain") if affine else tuple(writer.params),
         clamps=clamps[-1],
+        affine=affine,
         source=source,
         stages=stages,
         weigh=_build(source, stages, lambda fn: fn),

@@ -135,11 +135,19 @@ def guide_small(program: Program, inputs: Sequence[Tensor], params: Sequence[Any
     with np.errstate(all="ignore"):
         for other, delta in zip(arrays[1:size], deltas, strict=True):
             np.subtract(other, base, out=delta)
-        basis = [base, *deltas, *arrays[size:]]
-        vectors = [*basis, *arrays[1:size]]
+        numbers = host_params(params, batch)
+        others = arrays[1:size]
+        if program.affine:
+            shift, gain = (np.array([[row[k]] for row in numbers], dtype=base.dtype) for k in (-2, -1))
+            offset = shift * arrays[-1]
+            deltas *= gain
+            base = offset + gain * base
+            others = [offset + gain * other for other in others]
+        basis = [base, *deltas, *arrays[size : program.width]]
+        vectors = [*basis, *others]
         weighed = [
             weigh_on_host(program, _sums(program, [v[b] for v in vectors]) if program.reduces else (), count, values)
-            for b, values in enumerate(host_params(params, batch))
+            for b, values in enumerate(numbers)
         ]
 
         def column(k: int) -> Any:
@@ -159,6 +167,9 @@ def guide_small(program: Program, inputs: Sequence[Tensor], params: Sequence[Any
             results.append(target)
         if program.clamps:
             np.clip(results[-1], column(-2), column(-1), out=results[-1])
+        if program.affine:
+            results[-1] -= offset
+            results[-1] /= gain
     for output, (out, result) in enumerate(zip(outs, reversed(results), strict=True)):
         # Only the first output may have been worked out in its own memory.
         if output or len(arrays) > size or out.dtype != acc:

@@ -10,13 +10,14 @@ Source: Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 19
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .program import Program
 
-__all__ = ["TILE", "accumulator", "basis", "sample_sums"]
+__all__ = ["TILE", "accumulator", "basis", "sample_sums", "spread"]
 
 TILE = 4096
 
@@ -26,14 +27,34 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def basis(program: Program, inputs: Sequence[Tensor], acc: torch.dtype) -> list[Tensor]:
-    """The difference basis ``[base, delta, …]`` and the extras in ``acc``, of the predictions and the extras."""
+def spread(value: Any, like: Tensor) -> Any:
+    """A parameter of rows so that it broadcasts over their elements ``[..., N]`` (or tiles of them)."""
+    if not isinstance(value, Tensor) or not value.dim():
+        return value
+    return value.view(*value.shape, *[1] * (like.dim() - value.dim()))
+
+
+def basis(program: Program, inputs: Sequence[Tensor], params: Sequence[Any], acc: torch.dtype) -> list[Tensor]:
+    """The difference basis ``[base, delta, …]`` and the extras in ``acc``.
+
+    Args:
+        inputs: K predictions, the extras, and ``x`` where the program is affine.
+        params: whose last two are ``shift`` and ``gain`` there.
+    """
     size = len(program.predictions)
     base = inputs[0].to(acc)
-    return [base, *(p.to(acc) - base for p in inputs[1:size]), *(e.to(acc) for e in inputs[size:])]
+    deltas = [p.to(acc) - base for p in inputs[1:size]]
+    extras = [e.to(acc) for e in inputs[size : program.width]]
+    if program.affine:
+        shift, gain = (spread(v, base) for v in params[-2:])
+        base = shift * inputs[-1].to(acc) + gain * base
+        deltas = [gain * delta for delta in deltas]
+    return [base, *deltas, *extras]
 
 
-def _tile_sums(program: Program, tiles: Sequence[Tensor], acc: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+def _tile_sums(
+    program: Program, tiles: Sequence[Tensor], params: Sequence[Any], acc: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
     """Per tile: means of the centred vectors, and the pairs' sums.
 
     Args:
@@ -42,7 +63,12 @@ def _tile_sums(program: Program, tiles: Sequence[Tensor], acc: torch.dtype) -> t
     Returns:
         ``(means, sums)``, each a list of ``[...]``; ``cov`` sums are centred at the tile's own means.
     """
-    vectors = basis(program, tiles, acc) + [p.to(acc) for p in tiles[1 : len(program.predictions)]]
+    vectors = basis(program, tiles, params, acc)
+    others = [p.to(acc) for p in tiles[1 : len(program.predictions)]]
+    if program.affine:
+        shift, gain = (spread(v, others[0]) for v in params[-2:]) if others else (0, 1)
+        others = [shift * tiles[-1].to(acc) + gain * p for p in others]
+    vectors += others
     means, centred = {}, {}
     for v in program.centred:
         pivot = vectors[v][..., :1]
@@ -57,11 +83,12 @@ def _tile_sums(program: Program, tiles: Sequence[Tensor], acc: torch.dtype) -> t
     return list(means.values()), sums
 
 
-def sample_sums(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+def sample_sums(program: Program, inputs: Sequence[Tensor], params: Sequence[Any] = ()) -> list[Tensor]:
     """The sums that ``program.weigh`` takes.
 
     Args:
         inputs: K predictions ``[..., N]`` of one floating dtype, then E extras.
+        params: in the order of ``program.params``; only an affine program needs them.
 
     Returns:
         A list of ``[...]`` tensors in the accumulator's dtype: the pairs' sums, then the means.
@@ -71,16 +98,16 @@ def sample_sums(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     whole = count // TILE
     rest = count - whole * TILE
     if whole == 0:
-        means, sums = _tile_sums(program, inputs, acc)
+        means, sums = _tile_sums(program, inputs, params, acc)
         by_vector = dict(zip(program.centred, means, strict=True))
         return sums + [by_vector[v] for v in program.means]
     cut = count - rest
     main = [p if rest == 0 else p[..., :cut] for p in inputs]
-    means, sums = _tile_sums(program, [p.view(*p.shape[:-1], -1, TILE) for p in main], acc)
+    means, sums = _tile_sums(program, [p.view(*p.shape[:-1], -1, TILE) for p in main], params, acc)
     tail_means: list[Tensor] = []
     tail_sums: list[Tensor] = []
     if rest:
-        tail_means, tail_sums = _tile_sums(program, [p[..., cut:] for p in inputs], acc)
+        tail_means, tail_sums = _tile_sums(program, [p[..., cut:] for p in inputs], params, acc)
 
     grand: dict[int, Tensor] = {}
     spread: dict[int, tuple[Tensor, Tensor | None]] = {}

@@ -102,6 +102,7 @@ def kernel_constants(program: Program) -> dict[str, Any]:
         "CLAMP": program.clamps,
         "SIZE": len(program.predictions),
         "WIDTH": program.width,
+        "AFFINE": program.affine,
     }
 
 
@@ -132,9 +133,10 @@ def guide_triton(
     values = tuple(p if isinstance(p, Tensor) else float(p) for p in params)
     param_strides = tuple((p.stride(0) if p.dim() else 0) if isinstance(p, Tensor) else -1 for p in values)
     strides = tuple(p.stride(0) for p in inputs)
-    sums = {key: constants[key] for key in ("PAIRS", "CENTRED", "SIZE")}
+    sums = {key: constants[key] for key in ("PAIRS", "CENTRED", "SIZE", "AFFINE")}
+    sums["STRIDES"] = param_strides
     shared = {"TILE": plan.tile, "ACC": tl.float64 if acc == torch.float64 else tl.float32}
-    weights = {key: constants[key] for key in ("WEIGH", "MEANS", "CLAMP", "WIDTH")} | {"STRIDES": param_strides}
+    weights = {key: constants[key] for key in ("WEIGH", "MEANS", "CLAMP", "WIDTH")}
     launch = {"num_warps": plan.num_warps}
     reads, writes = tuple(inputs), tuple(outs)
     out_strides = tuple(o.stride(0) for o in outs)
@@ -151,7 +153,7 @@ def guide_triton(
         slots = len(program.centred) + len(program.pairs)
         workspace = torch.empty((batch, max(slots, 1), plan.tiles), dtype=acc, device=outs[0].device)
         if program.reduces:
-            tile_kernel[grid](reads, workspace, strides, count, plan.tiles, **sums, **shared, **launch)
+            tile_kernel[grid](reads, values, workspace, strides, count, plan.tiles, **sums, **shared, **launch)
         apply_kernel[grid](
             reads, writes, values, workspace, strides, out_strides, count, plan.tiles,
             **sums, **weights, **shared, **launch,

@@ -36,26 +36,64 @@ def _load(predictions, rows, start, count, TILE: tl.constexpr):
 
 
 @triton.jit
-def _vectors(raw, SIZE: tl.constexpr, ACC: tl.constexpr):
-    """The fixed vectors in ``ACC``: the difference basis of ``SIZE`` predictions, the extras, the predictions again."""
+def _vectors(raw, space, SIZE: tl.constexpr, ACC: tl.constexpr):
+    """The fixed vectors in ``ACC``: the difference basis of ``SIZE`` predictions, the extras, the predictions again.
+
+    ``space`` is ``(shift, gain)``, the formulas working on ``shift * x + gain * prediction`` with x the last of
+    ``raw``; or it is empty.
+    """
     base = raw[0].to(ACC)
-    out = (base,)
+    out = ()
     for k in tl.static_range(1, SIZE):
         out = out + (raw[k].to(ACC) - base,)
-    for k in tl.static_range(SIZE, len(raw)):
-        out = out + (raw[k].to(ACC),)
+    predictions = ()
     for k in tl.static_range(1, SIZE):
-        out = out + (raw[k].to(ACC),)
-    return out
+        predictions = predictions + (raw[k].to(ACC),)
+    if len(space) == 2:
+        offset = space[0] * raw[len(raw) - 1].to(ACC)
+        scaled = (offset + space[1] * base,)
+        for k in tl.static_range(SIZE - 1):
+            scaled = scaled + (space[1] * out[k],)
+        for k in tl.static_range(SIZE, len(raw) - 1):
+            scaled = scaled + (raw[k].to(ACC),)
+        for k in tl.static_range(SIZE - 1):
+            scaled = scaled + (offset + space[1] * predictions[k],)
+        return scaled
+    else:
+        plain = (base,) + out
+        for k in tl.static_range(SIZE, len(raw)):
+            plain = plain + (raw[k].to(ACC),)
+        return plain + predictions
 
 
 @triton.jit
-def _first(predictions, rows, start, SIZE: tl.constexpr, ACC: tl.constexpr):
+def _values(params, b, STRIDES: tl.constexpr, ACC: tl.constexpr):
+    """A sample's parameters in ``ACC``: numbers as they are, tensors loaded."""
+    values = ()
+    for i in tl.static_range(len(params)):
+        if STRIDES[i] < 0:
+            values = values + (tl.full((), params[i], ACC),)
+        else:
+            values = values + (tl.load(params[i] + b * STRIDES[i]).to(ACC),)
+    return values
+
+
+@triton.jit
+def _space(values, AFFINE: tl.constexpr):
+    """``(shift, gain)``, the last two parameters of an affine program, or nothing."""
+    if AFFINE:
+        return (values[len(values) - 2], values[len(values) - 1])
+    else:
+        return ()
+
+
+@triton.jit
+def _first(predictions, rows, start, space, SIZE: tl.constexpr, ACC: tl.constexpr):
     """The fixed vectors' first element of a tile: the pivot that the tile's mean is taken from."""
     raw = ()
     for k in tl.static_range(len(predictions)):
         raw = raw + (tl.load(predictions[k] + rows[k] + start),)
-    return _vectors(raw, SIZE, ACC)
+    return _vectors(raw, space, SIZE, ACC)
 
 
 @triton.jit
@@ -63,6 +101,7 @@ def tile_sums(
     raw,
     first,
     size,
+    space,
     PAIRS: tl.constexpr,
     CENTRED: tl.constexpr,
     SIZE: tl.constexpr,
@@ -78,7 +117,7 @@ def tile_sums(
         PAIRS: ``((centred, a, b), …)``; CENTRED: the vectors that need a mean.
     """
     inside = tl.arange(0, TILE) < size
-    vectors = _vectors(raw, SIZE, ACC)
+    vectors = _vectors(raw, space, SIZE, ACC)
     means = ()
     centred = ()
     for i in tl.static_range(len(CENTRED)):
@@ -97,16 +136,8 @@ def tile_sums(
 
 
 @triton.jit
-def _weigh(
-    means, sums, count, params, b, WEIGH: tl.constexpr, MEANS: tl.constexpr, STRIDES: tl.constexpr, ACC: tl.constexpr
-):
-    """Weights from merged sums: loads the sample's parameters and calls the generated formula."""
-    values = ()
-    for i in tl.static_range(len(params)):
-        if STRIDES[i] < 0:
-            values = values + (tl.full((), params[i], ACC),)
-        else:
-            values = values + (tl.load(params[i] + b * STRIDES[i]).to(ACC),)
+def _weigh(means, sums, count, values, WEIGH: tl.constexpr, MEANS: tl.constexpr, ACC: tl.constexpr):
+    """Weights from merged sums and the sample's parameters: calls the generated formula."""
     gram = sums
     for i in tl.static_range(len(MEANS)):
         gram = gram + (means[MEANS[i]],)
@@ -115,29 +146,31 @@ def _weigh(
 
 @triton.jit
 def _combine(
-    raw, weights, OUTPUT: tl.constexpr, OUTPUTS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    raw, weights, space, OUTPUT: tl.constexpr, OUTPUTS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
     CLAMP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """``sum_k w_k b_k`` over the difference basis and the extras for one output; the first one is clamped."""
-    vectors = _vectors(raw, SIZE, ACC)
+    vectors = _vectors(raw, space, SIZE, ACC)
     result = vectors[WIDTH - 1] * weights[OUTPUT * WIDTH + WIDTH - 1]
     for k in tl.static_range(1, WIDTH):
         result = vectors[WIDTH - 1 - k] * weights[OUTPUT * WIDTH + WIDTH - 1 - k] + result
     if CLAMP and OUTPUT == 0:
         result = tl.minimum(result, tl.full((), weights[OUTPUTS * WIDTH + 1], ACC), propagate_nan=tl.PropagateNan.ALL)
         result = tl.maximum(result, tl.full((), weights[OUTPUTS * WIDTH], ACC), propagate_nan=tl.PropagateNan.ALL)
+    if len(space) == 2 and OUTPUT == 0:
+        result = (result - space[0] * raw[len(raw) - 1].to(ACC)) / space[1]
     return result
 
 
 @triton.jit
 def _store(
-    outs, b, out_strides, offsets, count, raw, weights, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    outs, b, out_strides, offsets, count, raw, weights, space, SIZE: tl.constexpr, WIDTH: tl.constexpr,
     CLAMP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Every output of one tile. All are worked out from the inputs before any is stored, which it may overwrite."""
     results = ()
     for o in tl.static_range(len(outs)):
-        results = results + (_combine(raw, weights, o, len(outs), SIZE, WIDTH, CLAMP, ACC),)
+        results = results + (_combine(raw, weights, space, o, len(outs), SIZE, WIDTH, CLAMP, ACC),)
     for o in tl.static_range(len(outs)):
         pointer = outs[o] + b * out_strides[o] + offsets
         tl.store(pointer, results[o].to(outs[o].dtype.element_ty), mask=offsets < count)
@@ -159,6 +192,7 @@ def row_kernel(
     CLAMP: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
+    AFFINE: tl.constexpr,
     TILES: tl.constexpr,
     TILE: tl.constexpr,
     ACC: tl.constexpr,
@@ -175,6 +209,8 @@ def row_kernel(
     rows = ()
     for k in tl.static_range(len(predictions)):
         rows = rows + (b * strides[k],)
+    values = _values(params, b, STRIDES, ACC)
+    space = _space(values, AFFINE)
     blocks = ()
     for t in tl.static_range(TILES):
         blocks = blocks + (_load(predictions, rows, t * TILE, count, TILE),)
@@ -186,8 +222,8 @@ def row_kernel(
         lanes = lanes + (tl.zeros((_MERGE,), ACC),)
     for t in tl.static_range(TILES):
         size = tl.minimum(count - t * TILE, TILE)
-        first = _first(predictions, rows, t * TILE, SIZE, ACC)
-        partial = tile_sums(blocks[t], first, size, PAIRS, CENTRED, SIZE, TILE, ACC)
+        first = _first(predictions, rows, t * TILE, space, SIZE, ACC)
+        partial = tile_sums(blocks[t], first, size, space, PAIRS, CENTRED, SIZE, TILE, ACC)
         filled = ()
         for s in tl.static_range(slots):
             filled = filled + (tl.where(lane == t, partial[s], lanes[s]),)
@@ -209,15 +245,16 @@ def row_kernel(
             value += centred[PAIRS[i][1]] * centred[PAIRS[i][2]] * sizes
         sums = sums + (tl.sum(value, axis=0),)
 
-    weights = _weigh(means, sums, count, params, b, WEIGH, MEANS, STRIDES, ACC)
+    weights = _weigh(means, sums, count, values, WEIGH, MEANS, ACC)
     for t in tl.static_range(TILES):
         offsets = t * TILE + tl.arange(0, TILE).to(tl.int64)
-        _store(outs, b, out_strides, offsets, count, blocks[t], weights, SIZE, WIDTH, CLAMP, ACC)
+        _store(outs, b, out_strides, offsets, count, blocks[t], weights, space, SIZE, WIDTH, CLAMP, ACC)
 
 
 @triton.jit
 def tile_kernel(
     predictions,
+    params,
     workspace,
     strides,
     count,
@@ -225,6 +262,8 @@ def tile_kernel(
     PAIRS: tl.constexpr,
     CENTRED: tl.constexpr,
     SIZE: tl.constexpr,
+    STRIDES: tl.constexpr,
+    AFFINE: tl.constexpr,
     TILE: tl.constexpr,
     ACC: tl.constexpr,
 ):
@@ -238,9 +277,13 @@ def tile_kernel(
     rows = ()
     for k in tl.static_range(len(predictions)):
         rows = rows + (b * strides[k],)
+    values = _values(params, b, STRIDES, ACC)
+    space = _space(values, AFFINE)
     raw = _load(predictions, rows, start, count, TILE)
     size = tl.minimum(count - start, TILE)
-    partial = tile_sums(raw, _first(predictions, rows, start, SIZE, ACC), size, PAIRS, CENTRED, SIZE, TILE, ACC)
+    partial = tile_sums(
+        raw, _first(predictions, rows, start, space, SIZE, ACC), size, space, PAIRS, CENTRED, SIZE, TILE, ACC
+    )
     slots: tl.constexpr = len(CENTRED) + len(PAIRS)
     for s in tl.static_range(slots):
         tl.store(workspace + (b * slots + s) * tiles + t, partial[s])
@@ -271,6 +314,7 @@ def apply_kernel(
     CLAMP: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
+    AFFINE: tl.constexpr,
     TILE: tl.constexpr,
     ACC: tl.constexpr,
 ):
@@ -283,6 +327,8 @@ def apply_kernel(
     rows = ()
     for k in tl.static_range(len(predictions)):
         rows = rows + (b * strides[k],)
+    values = _values(params, b, STRIDES, ACC)
+    space = _space(values, AFFINE)
 
     slots: tl.constexpr = len(CENTRED) + len(PAIRS)
     lane = tl.arange(0, _MERGE)
@@ -315,8 +361,8 @@ def apply_kernel(
             lanes += value
         sums = sums + (tl.sum(lanes, axis=0),)
 
-    weights = _weigh(means, sums, count, params, b, WEIGH, MEANS, STRIDES, ACC)
+    weights = _weigh(means, sums, count, values, WEIGH, MEANS, ACC)
     start = t.to(tl.int64) * TILE
     raw = _load(predictions, rows, start, count, TILE)
     offsets = start + tl.arange(0, TILE).to(tl.int64)
-    _store(outs, b, out_strides, offsets, count, raw, weights, SIZE, WIDTH, CLAMP, ACC)
+    _store(outs, b, out_strides, offsets, count, raw, weights, space, SIZE, WIDTH, CLAMP, ACC)
