@@ -7,9 +7,11 @@ and its guidance as one callable.
 from . import schedules
 from .denoiser import GuidedDenoiser
 from .guidance import guide, split_batch
+from .parameterization import Prediction
 from .rules import (
     APG,
     CFG,
+    FDG,
     LTX2,
     TCFG,
     APGMix,
@@ -19,6 +21,7 @@ from .rules import (
     DualCFG,
     GatedCFG,
     HistoryGuidance,
+    InDomain,
     InnerGuidance,
     InstructPix2Pix,
     Linear,
@@ -41,6 +44,7 @@ from .version import __version__
 __all__ = [
     "APG",
     "CFG",
+    "FDG",
     "LTX2",
     "TCFG",
     "APGMix",
@@ -51,6 +55,7 @@ __all__ = [
     "GatedCFG",
     "GuidedDenoiser",
     "HistoryGuidance",
+    "InDomain",
     "InnerGuidance",
     "InstructPix2Pix",
     "Linear",
@@ -60,6 +65,7 @@ __all__ = [
     "NormCap",
     "PerpNeg",
     "Perturbed",
+    "Prediction",
     "Rescale",
     "ResidualCFG",
     "Rule",
