@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .guidance import guide
+from .parameterization import Prediction
 from .planner import plan, same_condition
 from .rules import Rule
 from .state import State
@@ -82,6 +83,7 @@ class GuidedDenoiser:
         sigma: float | None = None,
         params: Mapping[str, Any] | None = None,
         state: State | None = None,
+        prediction: Prediction | None = None,
     ) -> Tensor:
         """The guided prediction at one step.
 
@@ -94,6 +96,7 @@ class GuidedDenoiser:
             sigma: the step's noise level, for schedules that run on it.
             params: overrides as for :func:`fastcfg.guide`; a parameter given here is not used to skip passes.
             state: what a rule with memory carries from step to step: one for each request.
+            prediction: what the model predicts at which noise level, for a rule with a domain.
 
         Returns:
             ``[B, ...]`` in the model's output dtype.
@@ -109,7 +112,8 @@ class GuidedDenoiser:
         if steps.unguided:
             return results[steps.passes[0]]
         predictions = cast(dict[str, Any], steps.predictions(results))
-        return guide(steps.rule, params=params, backend=self.backend, state=state, **predictions)
+        space: dict[str, Any] = {} if prediction is None else {"x": x, "prediction": prediction}
+        return guide(steps.rule, params=params, backend=self.backend, state=state, **space, **predictions)
 
     def _sequential(self, x: Tensor, t: Any, conditions: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
         return {name: _prediction(self.model(x, t, **kwargs)) for name, kwargs in conditions.items()}
