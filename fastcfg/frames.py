@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .groups import Groups
 from .rules import Rule
+from .rules.linear import itself
 from .schedules import Schedule
 
 __all__ = ["aliasing", "flicker", "guide_frames", "jitter", "keyframe_scales", "temporal_decay", "uniform_scales"]
@@ -106,11 +107,6 @@ def temporal_decay(
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
-def itself() -> tuple[float]:
-    """The first prediction as it is, for modifiers to work on."""
-    return (1.0,)
-
-
 def _frame_values(scales: Any, shape: Sequence[int], frame_dim: int, like: Tensor) -> Tensor:
     """Scales as ``[B, F]`` in the accumulator's dtype on the predictions' device."""
     batch, frames = shape[0], shape[frame_dim]
@@ -163,8 +159,10 @@ def guide_frames(
     if not isinstance(rule, Rule):
         raise TypeError(f"rule: expected a fastcfg rule, got {type(rule).__name__}")
     lowered = rule.lowered
-    if lowered.extras or lowered.updates or lowered.dims is not None:
-        raise ValueError(f"rule: {type(rule).__name__} has memory or sums of its own dimensions, and takes one scale")
+    if lowered.extras or lowered.updates or lowered.dims is not None or lowered.domain is not None or rule.prepares:
+        raise ValueError(
+            f"rule: {type(rule).__name__} has memory, dims, a domain or levels of its own; give it one scale"
+        )
     if group not in ("sample", "frame"):
         raise ValueError(f"group: expected 'sample' or 'frame', got {group!r}")
     names = lowered.predictions
@@ -260,7 +258,7 @@ def _whole_sample(
         return weight.reshape(weight.shape[0], *[1] * (frame_dim - 1), -1, *[1] * (rank - frame_dim - 1))
 
     guided = torch.zeros((), dtype=acc, device=first.device)
-    for weight, vector in zip(weights, basis(own, tensors, acc), strict=False):
+    for weight, vector in zip(weights, basis(own, tensors, (), acc), strict=False):
         guided = guided + over_elements(weight) * vector
     if modifiers:
         named = {name: predictions[name].to(acc) for name in lowered.predictions if _reads(modifiers, name)}

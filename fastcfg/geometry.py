@@ -68,9 +68,9 @@ def geometry(
         raise TypeError(f"rule: expected a fastcfg rule, got {type(rule).__name__}")
     lowered, program = rule.lowered, rule.program
     names = lowered.predictions
-    if lowered.extras or lowered.updates or lowered.dims is not None:
+    if lowered.extras or lowered.updates or lowered.dims is not None or lowered.domain is not None or rule.prepares:
         raise ValueError(
-            f"rule: {type(rule).__name__} has memory or sums of its own dimensions, and no one Gram matrix"
+            f"rule: {type(rule).__name__} has memory, dims, a domain or levels of its own, and no one Gram matrix"
         )
     if set(predictions) != set(names):
         missing = [n for n in names if n not in predictions]

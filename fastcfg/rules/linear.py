@@ -12,7 +12,12 @@ import fastcfg_kernels as fk
 
 from .base import Lowered, Rule, number_or_schedule
 
-__all__ = ["Linear", "sum_of_deltas"]
+__all__ = ["Linear", "itself", "sum_of_deltas"]
+
+
+def itself() -> tuple[float]:
+    """The first prediction as it is."""
+    return (1.0,)
 
 
 @cache

@@ -52,7 +52,8 @@ def test_every_rule_has_a_case() -> None:
         inner = getattr(rule, "rule", None)
         return {type(rule).__name__} | (kinds(inner) if isinstance(inner, Rule) else set())
 
-    own = {name for name, cls in registry.items() if cls.__module__.startswith("fastcfg.")}
+    # A rule that prepares tensors for its formula has a file of its own: no backend runs it from start to end.
+    own = {n for n, cls in registry.items() if cls.__module__.startswith("fastcfg.") and cls.prepares is Rule.prepares}
     assert own <= set().union(*(kinds(case.rule) for case in CASES)), "add the rule and its oracle to cases.py"
 
 
