@@ -15,7 +15,8 @@ class Groups:
     """Tensors ``[B, ...]`` as rows ``[G, N]``, a row being the elements that one sum runs over.
 
     Args:
-        shape: of the predictions; dims: the dimensions that sums run over, not the batch's.
+        shape: of the predictions; dims: the dimensions that sums run over, not the batch's; none at all means the
+            whole tensor, batch and all, as some peers have it.
 
     Raises:
         ValueError: naming ``dims`` if they don't fit the shape.
@@ -23,6 +24,11 @@ class Groups:
 
     def __init__(self, shape: Size, dims: Sequence[int]) -> None:
         rank = len(shape)
+        self._whole = not dims
+        if self._whole:
+            self._order, self._shape = list(range(rank)), list(shape)
+            self._count, self._repeat = math.prod(shape), 1
+            return
         reduced = sorted({d % rank for d in dims if -rank <= d < rank})
         if len(reduced) != len(dims) or 0 in reduced:
             raise ValueError(f"dims: expected distinct dimensions 1 ... {rank - 1} of {list(shape)}, got {tuple(dims)}")
@@ -37,8 +43,14 @@ class Groups:
         return tensor.permute(self._order).reshape(-1, self._count)
 
     def values(self, value: Any) -> Any:
-        """A parameter for each group: a ``[B]`` tensor repeated, anything else as it is."""
+        """A parameter for each group: a ``[B]`` tensor repeated, anything else as it is.
+
+        Raises:
+            ValueError: for a value per sample where the group is the whole batch.
+        """
         if isinstance(value, Tensor) and value.dim():
+            if self._whole and value.numel() > 1:
+                raise ValueError("params: sums over the whole batch take one value for all samples")
             return value.repeat_interleave(self._repeat)
         return value
 

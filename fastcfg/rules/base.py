@@ -251,6 +251,10 @@ class Rule:
         weights = program.weigh((), 0.0, tuple(lowered.params[name] for name in program.params))
         return dict(zip(lowered.predictions, (float(w) for w in weights), strict=True))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the fields alone: what is worked out from them holds functions made from text."""
+        return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self) if field.init)
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON object: the rule's type and its fields."""
 

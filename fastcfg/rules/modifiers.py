@@ -40,6 +40,12 @@ def clamp_std(cov_ref_ref: Any, count: Any, k: Any) -> tuple[Any, Any]:
     return -bound, bound
 
 
+def clamp_std_biased(cov_ref_ref: Any, count: Any, k: Any) -> tuple[Any, Any]:
+    """``∓k std(ref)``, biased: divided by N."""
+    bound = k * sqrt(cov_ref_ref / count)
+    return -bound, bound
+
+
 def norm_cap(dot_y_y: Any, dot_ref_ref: Any, cap: Any, eps: Any) -> Any:
     """``min(1, cap |ref|/|y|)``; 1 where y is zero."""
     length = sqrt(dot_y_y) + eps
@@ -213,11 +219,13 @@ class Clamp(_Modifier):
 
     Args:
         rule: any rule.
-        k: bound in unbiased standard deviations (N-1) of the reference, around zero.
+        k: bound in standard deviations of the reference, around zero.
+        std: ``"unbiased"`` (N-1, torch's default) or ``"biased"`` (N).
         reference: the prediction to measure.
     """
 
     k: Parameter = 4.0
+    std: Literal["unbiased", "biased"] = "unbiased"
     reference: str = "cond"
 
     title = "clip(y, -k std(cond), k std(cond))"
@@ -226,6 +234,7 @@ class Clamp(_Modifier):
         object.__setattr__(self, "k", number_or_schedule("k", self.k))
         if not isinstance(self.k, Schedule) and self.k <= 0:
             raise ValueError(f"k: expected a positive number, got {self.k}")
+        check_choice("std", self.std, ("unbiased", "biased"))
         self._check(self.reference)
         if isinstance(self.rule, Clamp):
             raise ValueError("rule: a clamp is the outermost modifier; it can't clamp a clamp")
@@ -235,7 +244,8 @@ class Clamp(_Modifier):
         return self._conditions(self.reference)
 
     def lower(self) -> Lowered:
-        return self._lower({"k": self.k}, clamp_std, "clamp", self.reference)
+        formula = clamp_std if self.std == "unbiased" else clamp_std_biased
+        return self._lower({"k": self.k}, formula, "clamp", self.reference)
 
     def simplify(self) -> Rule:
         return self if self.scheduled else replace(self, rule=self.rule.simplify())

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import fastcfg_kernels as fk
 from fastcfg_kernels.math import where
 
-from .base import Lowered, Parameter, Rule, number_or_schedule
+from .base import Lowered, Parameter, Rule, check_choice, number_or_schedule
 from .classifier_free import CFG
 from .multi_condition import check_scales, numbered
 
@@ -44,6 +44,8 @@ class PerpNeg(Rule):
         negative_scales: one for each negative. One negative is called ``negative``, several ``negative_1``, …; the
             parameters are called ``negative_scale_1``, …
         scale_negative: multiply the negatives by ``scale`` too, as the authors' code and ComfyUI's node do.
+        over: what the projection's sums run over: ``"sample"``, or ``"batch"`` for ComfyUI's value, in which the
+            samples of a batch change each other.
 
     Source: Armandpour et al., 2304.04968, sec. 4.
     """
@@ -51,6 +53,7 @@ class PerpNeg(Rule):
     scale: Parameter = 7.5
     negative_scales: tuple[Parameter, ...] = (1.0,)
     scale_negative: bool = False
+    over: Literal["sample", "batch"] = "sample"
 
     title = "uncond + scale * p - sum_i negative_scale_i * (n_i - p <n_i,p>/<p,p>)  [2304.04968]"
 
@@ -59,6 +62,7 @@ class PerpNeg(Rule):
         object.__setattr__(self, "negative_scales", check_scales("negative_scales", self.negative_scales))
         if not isinstance(self.scale_negative, bool):
             raise TypeError(f"scale_negative: expected a bool, got {type(self.scale_negative).__name__}")
+        check_choice("over", self.over, ("sample", "batch"))
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -68,7 +72,7 @@ class PerpNeg(Rule):
         formula = _formula(self.conditions[2:], self.scale_negative)
         params = {"scale": self.scale}
         params |= {f"negative_scale_{i}": value for i, value in enumerate(self.negative_scales, start=1)}
-        return Lowered(self.conditions, (fk.Stage(formula),), params)
+        return Lowered(self.conditions, (fk.Stage(formula),), params, dims=() if self.over == "batch" else None)
 
     def simplify(self) -> Rule:
         """Without negatives it is CFG. Single negatives of weight zero stay: their names are the caller's."""
