@@ -5,9 +5,33 @@ and its guidance as one callable.
 """
 
 from . import schedules
+from .attention import attention_mask, degrade, normalized_attention_guidance
+from .classifier import (
+    ClassifierGuidance,
+    classifier_gradient,
+    implied_classifier_gradient,
+    noisy_accuracy,
+    noisy_classifier_loss,
+    train_noisy_classifier,
+)
 from .denoiser import GuidedDenoiser
+from .distilled import (
+    check_double_guidance,
+    flux_guidance_embedding,
+    flux_guidance_value,
+    lcm_embedding,
+    lcm_weight,
+    scale_from_lcm_weight,
+)
+from .dropout import ConditionDropout
+from .fresca import fresca
 from .guidance import guide, split_batch
-from .parameterization import Prediction
+from .langevin import langevin, sequence_score, temper
+from .logits import guide_logits
+from .mahiro import mahiro
+from .noise_rescaling import epsilon_scaling, temporal_score_rescaling
+from .parameterization import Prediction, affine_map, convert, posterior_mean
+from .presets import Preset, all_presets, guard_extreme_scale, preset, sweet_spot_advice
 from .rules import (
     APG,
     CFG,
@@ -39,25 +63,29 @@ from .rules import (
 )
 from .schedules import Schedule
 from .state import State
+from .steps import cfg_pp_step, ddim_step
+from .thresholding import dynamic_threshold, static_threshold
+from .universal import universal_gradient, universal_step
 from .version import __version__
 
 __all__ = [
     "APG",
-    "CFG",
-    "FDG",
-    "LTX2",
-    "TCFG",
     "APGMix",
     "Autoguidance",
+    "CFG",
     "CFGZeroStar",
     "Clamp",
+    "ClassifierGuidance",
+    "ConditionDropout",
     "DualCFG",
+    "FDG",
     "GatedCFG",
     "GuidedDenoiser",
     "HistoryGuidance",
     "InDomain",
     "InnerGuidance",
     "InstructPix2Pix",
+    "LTX2",
     "Linear",
     "MaMBOG",
     "MultiCondition",
@@ -66,15 +94,52 @@ __all__ = [
     "PerpNeg",
     "Perturbed",
     "Prediction",
+    "Preset",
     "Rescale",
     "ResidualCFG",
     "Rule",
     "Schedule",
     "SelfAttentionGuidance",
     "State",
+    "TCFG",
     "__version__",
+    "affine_map",
+    "all_presets",
+    "attention_mask",
+    "cfg_pp_step",
+    "check_double_guidance",
+    "classifier_gradient",
+    "convert",
+    "ddim_step",
+    "degrade",
+    "dynamic_threshold",
+    "epsilon_scaling",
+    "flux_guidance_embedding",
+    "flux_guidance_value",
+    "fresca",
+    "guard_extreme_scale",
     "guide",
+    "guide_logits",
+    "implied_classifier_gradient",
+    "langevin",
+    "lcm_embedding",
+    "lcm_weight",
+    "mahiro",
+    "noisy_accuracy",
+    "noisy_classifier_loss",
+    "normalized_attention_guidance",
+    "posterior_mean",
+    "preset",
     "rule",
+    "scale_from_lcm_weight",
     "schedules",
+    "sequence_score",
     "split_batch",
+    "static_threshold",
+    "sweet_spot_advice",
+    "temper",
+    "temporal_score_rescaling",
+    "train_noisy_classifier",
+    "universal_gradient",
+    "universal_step",
 ]

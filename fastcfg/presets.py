@@ -16,9 +16,9 @@ __all__ = [
     "SWEET_SPOTS",
     "Preset",
     "SweetSpot",
+    "all_presets",
     "guard_extreme_scale",
     "preset",
-    "presets",
     "sweet_spot_advice",
 ]
 
@@ -114,7 +114,7 @@ def _key(name: str) -> str:
 _BY_KEY = {_key(p.name): p for p in _PRESETS}
 
 
-def presets() -> tuple[Preset, ...]:
+def all_presets() -> tuple[Preset, ...]:
     """All presets."""
     return _PRESETS
 

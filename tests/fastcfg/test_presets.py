@@ -18,7 +18,7 @@ from fastcfg.distilled import (
     lcm_weight,
     scale_from_lcm_weight,
 )
-from fastcfg.presets import SWEET_SPOTS, guard_extreme_scale, preset, presets, sweet_spot_advice
+from fastcfg.presets import SWEET_SPOTS, all_presets, guard_extreme_scale, preset, sweet_spot_advice
 from fastcfg.schedules import Linear
 
 TABLE = {
@@ -36,9 +36,9 @@ TABLE = {
 
 
 def test_values() -> None:
-    assert {p.name: (p.scale, p.low, p.high) for p in presets()} == TABLE
-    assert [p.name for p in presets() if p.estimated] == ["Kling", "Sora"]
-    assert {p.name for p in presets() if p.medium == "video"} == {
+    assert {p.name: (p.scale, p.low, p.high) for p in all_presets()} == TABLE
+    assert [p.name for p in all_presets() if p.estimated] == ["Kling", "Sora"]
+    assert {p.name for p in all_presets() if p.medium == "video"} == {
         "Wan2.2", "LTX-2", "AnimateDiff", "CogVideo", "Kling", "Sora",
     }  # fmt: skip
     assert preset("sd-1.5") is preset("SD1.5") is preset("SD 1.5")
