@@ -1,0 +1,110 @@
+"""What the wheel holds, and what importing the packages brings in."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import fastcfg
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    # A copy without build leftovers, and no network: the build backend is the one that is installed.
+    source = tmp_path_factory.mktemp("source") / "fastcfg"
+    leave = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "outputs", "tests", "benchmarks", "*.pt")
+    shutil.copytree(ROOT, source, ignore=leave)
+    target = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        target,
+        source,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PIP_NO_INDEX": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    (built,) = target.glob("*.whl")
+    assert built.name.startswith(f"fastcfg-{fastcfg.__version__}-py3-none-any")
+    return zipfile.ZipFile(built)
+
+
+def test_top_levels(wheel: zipfile.ZipFile) -> None:
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+    packages = {top for top in tops if not top.endswith(".dist-info")}
+    assert packages == {"fastcfg", "fastcfg_kernels", "fastcfg_export"}
+
+
+def test_every_module_and_data_file_is_in(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    for package, folder in (("fastcfg", "fastcfg"), ("fastcfg_kernels", "kernels/fastcfg_kernels"),
+                            ("fastcfg_export", "export/fastcfg_export")):  # fmt: skip
+        assert f"{package}/py.typed" in names
+        modules = {f"{package}/{path.relative_to(ROOT / folder)}" for path in (ROOT / folder).rglob("*.py")}
+        assert modules <= names, f"not in the wheel: {sorted(modules - names)}"
+    checkpoints = [name for name in names if name.startswith("fastcfg/demo/checkpoints/")]
+    assert {Path(name).suffix for name in checkpoints} == {".safetensors"} and len(checkpoints) == 2
+    assert sum(wheel.getinfo(name).file_size for name in checkpoints) < 3 * 2**20
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_metadata(wheel: zipfile.ZipFile) -> None:
+    (path,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    text = wheel.read(path).decode()
+    assert f"\nVersion: {fastcfg.__version__}\n" in text and "\nLicense-Expression: Apache-2.0\n" in text
+    required = [line for line in text.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    assert {line.split()[1].split(">")[0] for line in required} == {"torch", "numpy"}
+
+
+def test_version_of_the_installed_distribution() -> None:
+    assert importlib.metadata.version("fastcfg") == fastcfg.__version__
+
+
+@pytest.mark.parametrize("where", ["root", "elsewhere"])
+def test_import_needs_torch_alone(where: str, tmp_path: Path) -> None:
+    heavy = [
+        "diffusers",
+        "transformers",
+        "typer",
+        "rich",
+        "matplotlib",
+        "mlxtend",
+        "safetensors",
+        "onnx",
+        "torch._inductor",
+    ]
+    code = f"import sys, json, fastcfg, fastcfg_export; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
+    folder = ROOT if where == "root" else tmp_path
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
+
+
+def test_it_works_without_triton(tmp_path: Path) -> None:
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch, fastcfg
+u, c = torch.randn(2, 2, 4, 8, 8)
+assert fastcfg.guide(fastcfg.CFG(3.0, rescale=0.5), uncond=u, cond=c).isfinite().all()
+try:
+    fastcfg.guide(fastcfg.CFG(3.0, rescale=0.5), uncond=u, cond=c, backend="triton")
+except RuntimeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "backend: 'triton' is not available: Triton is not installed" in done.stdout
