@@ -78,9 +78,7 @@ def to_x0_and_eps(
     return x0, (p if source == "eps" else (x - a * x0) / s)
 
 
-def convert(
-    prediction: Array, *, x: Array, alpha: Parameter, sigma: Parameter, source: str, target: str
-) -> Array:
+def convert(prediction: Array, *, x: Array, alpha: Parameter, sigma: Parameter, source: str, target: str) -> Array:
     """The prediction of ``source`` parameterisation as ``target``; see :func:`to_x0_and_eps`."""
     x0, eps = to_x0_and_eps(prediction, x=x, alpha=alpha, sigma=sigma, source=source)
     a, s = per_sample(alpha, x0), per_sample(sigma, x0)

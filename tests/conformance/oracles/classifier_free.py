@@ -33,9 +33,7 @@ def negative_prompt(*, cond: Array, negative: Array, scale: Parameter) -> Array:
     return n + per_sample(scale, c) * (c - n)
 
 
-def dual(
-    *, uncond: Array, cond: Array, negative: Array, scale: Parameter, negative_scale: Parameter
-) -> Array:
+def dual(*, uncond: Array, cond: Array, negative: Array, scale: Parameter, negative_scale: Parameter) -> Array:
     """``u + s_p·(c − u) − s_n·(n − u)``: attraction and repulsion with a scale each.
 
     ``s_n = 0`` is CFG; ``s_p = s, s_n = s − 1`` is :func:`negative_prompt` with scale s.  Shapes
@@ -194,9 +192,7 @@ def keyframe_scales(
     keyframe.
     """
     keys = [0, num_frames // 2, num_frames - 1] if keyframes is None else list(keyframes)
-    distance = np.min(np.abs(np.arange(num_frames)[:, None] - np.asarray(keys)[None, :]), axis=1).astype(
-        np.float64
-    )
+    distance = np.min(np.abs(np.arange(num_frames)[:, None] - np.asarray(keys)[None, :]), axis=1).astype(np.float64)
     if interpolation == "none":
         return np.where(distance == 0, high, low).astype(np.float64)
     if interpolation == "linear":
@@ -254,9 +250,7 @@ def step_schedule_in_time(t: float, high: float, low: float, t_switch: float) ->
     return high if t > t_switch else low
 
 
-def in_interval(
-    step: int, num_steps: int, start: float = 0.0, stop: float = 1.0, *, strict: bool = False
-) -> bool:
+def in_interval(step: int, num_steps: int, start: float = 0.0, stop: float = 1.0, *, strict: bool = False) -> bool:
     """``⌊start·N⌋ ≤ step < ⌊stop·N⌋`` (diffusers' CFG window), or ``<`` on both sides (its SLG)."""
     first, last = int(start * num_steps), int(stop * num_steps)
     return first < step < last if strict else first <= step < last
@@ -269,8 +263,6 @@ def interval_schedule(
     return value if in_interval(step, num_steps, start, stop) else outside
 
 
-def sigma_interval_schedule(
-    sigma: float, value: float, *, low: float, high: float, outside: float = 1.0
-) -> float:
+def sigma_interval_schedule(sigma: float, value: float, *, low: float, high: float, outside: float = 1.0) -> float:
     """``value`` for ``σ_low < σ ≤ σ_high``, Kynkäänniemi et al., arXiv 2404.07724, else ``outside``."""
     return value if low < sigma <= high else outside

@@ -42,9 +42,7 @@ def mahiro(*, uncond: Array, cond: Array, scale: Parameter, dim: int = 1, eps: f
 
     y, leap = u + s * (c - u), s * c
     a, b = signed_root(s * u), signed_root((leap + y) / 2)
-    cosine = np.sum(a * b, axis=dim, keepdims=True) / (
-        np.maximum(norm(a, dim), eps) * np.maximum(norm(b, dim), eps)
-    )
+    cosine = np.sum(a * b, axis=dim, keepdims=True) / (np.maximum(norm(a, dim), eps) * np.maximum(norm(b, dim), eps))
     w = 2 * (cosine.mean(axis=axes(c, None), keepdims=True) + 1)
     return (w * y + (4 - w) * leap) / 4
 

@@ -37,9 +37,7 @@ def perturbed_sum(
     return {"uncond": u, "cond": c}[base] + per_sample(scale, c) * (c - u) + k * (c - p)
 
 
-def self_attention_guidance(
-    *, guided: Array, uncond: Array, perturbed: Array, scale: Parameter = 0.75
-) -> Array:
+def self_attention_guidance(*, guided: Array, uncond: Array, perturbed: Array, scale: Parameter = 0.75) -> Array:
     """``y + k·(u − ε(x̃))``, Hong et al., arXiv 2210.00939; ``perturbed`` = ε of the degraded input."""
     y, u, p = f64(guided), f64(uncond), f64(perturbed)
     return y + per_sample(scale, y) * (u - p)

@@ -124,15 +124,11 @@ def tcfg_uncond_closed_form(*, uncond: Array, cond: Array) -> Array:
 
 def tcfg(*, uncond: Array, cond: Array, scale: Parameter, base: str = "uncond", method: str = "svd") -> Array:
     """Tangential damping CFG, arXiv 2503.18137: CFG with the damped u'; method "svd" or "closed_form"."""
-    damped = {"svd": tcfg_uncond_svd, "closed_form": tcfg_uncond_closed_form}[method](
-        uncond=uncond, cond=cond
-    )
+    damped = {"svd": tcfg_uncond_svd, "closed_form": tcfg_uncond_closed_form}[method](uncond=uncond, cond=cond)
     return cfg(uncond=damped, cond=cond, scale=scale, base=base)
 
 
-def mambo_g(
-    *, uncond: Array, cond: Array, scale: Parameter, alpha: Parameter = 8.0, base: str = "uncond"
-) -> Array:
+def mambo_g(*, uncond: Array, cond: Array, scale: Parameter, alpha: Parameter = 8.0, base: str = "uncond") -> Array:
     """MaMBO-G, arXiv 2508.03442: ``u + s'·(c − u)`` with ``s' = 1 + (s − 1)·exp(−α·‖c − u‖/‖u‖)``.
 
     ``base="cond"`` (diffusers): ``c + s·exp(−α·‖c − u‖/‖u‖)·(c − u)``.  u = 0: the exponential is 0 (1 if c =

@@ -91,9 +91,7 @@ def classifier_free(
     **window: Any,
 ) -> Tensor:
     """``ClassifierFreeGuidance``; ``window`` takes ``start``, ``stop`` and ``enabled``."""
-    guider = _build(
-        ClassifierFreeGuidance, original, guidance_scale=scale, guidance_rescale=rescale, **window
-    )
+    guider = _build(ClassifierFreeGuidance, original, guidance_scale=scale, guidance_rescale=rescale, **window)
     return _run(guider, step, num_steps, pred_cond=cond, pred_uncond=uncond)
 
 
@@ -130,9 +128,7 @@ def adaptive_projected(
     return _sequence(guider, pairs, num_steps)
 
 
-def _sequence(
-    guider: BaseGuidance, pairs: Sequence[tuple[Tensor, Tensor]], num_steps: int | None
-) -> list[Tensor]:
+def _sequence(guider: BaseGuidance, pairs: Sequence[tuple[Tensor, Tensor]], num_steps: int | None) -> list[Tensor]:
     results = []
     for step, (uncond, cond) in enumerate(pairs):
         guider.set_state(step=step, num_inference_steps=num_steps or len(pairs), timestep=torch.tensor(0))
