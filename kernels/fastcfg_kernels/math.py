@@ -53,6 +53,11 @@ def _pair(a: Any, b: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return a, b
 
 
+def _host(value: Any, a: Any, b: Any) -> Any:
+    """A host number as NumPy's where an argument is: a constant of the formula would raise when divided by."""
+    return np.float64(value) if isinstance(a, np.generic) or isinstance(b, np.generic) else value
+
+
 @_builtin
 def sqrt(x: Any, _semantic: Any = None) -> Any:
     """Square root, correctly rounded; NaN below zero."""
@@ -90,7 +95,7 @@ def minimum(a: Any, b: Any, _semantic: Any = None) -> Any:
         return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL, **_kwargs(_semantic))
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
         return torch.minimum(*_pair(a, b))
-    return min(a, b) if a == a and b == b else a + b
+    return _host(min(a, b) if a == a and b == b else a + b, a, b)
 
 
 @_builtin
@@ -100,7 +105,7 @@ def maximum(a: Any, b: Any, _semantic: Any = None) -> Any:
         return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL, **_kwargs(_semantic))
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
         return torch.maximum(*_pair(a, b))
-    return max(a, b) if a == a and b == b else a + b
+    return _host(max(a, b) if a == a and b == b else a + b, a, b)
 
 
 @_builtin
@@ -110,4 +115,4 @@ def where(condition: Any, a: Any, b: Any, _semantic: Any = None) -> Any:
         return tl.where(condition, a, b, **_kwargs(_semantic))
     if isinstance(condition, torch.Tensor):
         return torch.where(condition, a, b)
-    return a if condition else b
+    return _host(a if condition else b, condition, b)
