@@ -7,7 +7,7 @@ As in :mod:`conformance.cases`, ``terms`` and ``wander`` come from the papers' f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import fastcfg_kernels as fk
 import numpy as np
@@ -17,6 +17,7 @@ from fastcfg import (
     APG,
     LTX2,
     TCFG,
+    APGMix,
     Autoguidance,
     CFGZeroStar,
     GatedCFG,
@@ -204,7 +205,10 @@ ZERO_STARS = (
 )
 TCFGS = (tcfg("TCFG", TCFG(7.5)), tcfg("TCFG_cond", TCFG(6.5, base="cond")))
 _MAMBO = (mambo("MaMBOG", MaMBOG(7.5)), mambo("MaMBOG_cond", MaMBOG(6.5, alpha=0.7, base="cond")))
-PROJECTED = APGS + ZERO_STARS + TCFGS + _MAMBO
+_MIX = replace(
+    apg("APGMix", APG(10.0, eta=0.0, norm_threshold=2.0, momentum=-0.5)), rule=APGMix(norm_threshold=2.0, phase="apg")
+)
+PROJECTED = APGS + ZERO_STARS + TCFGS + _MAMBO + (_MIX,)
 
 
 # --- Perturbed passes --------------------------------------------------------------------------------------------

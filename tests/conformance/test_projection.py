@@ -40,7 +40,7 @@ def test_torch_and_the_small_path_are_within_the_bound(case: Case, path: str, dt
     check(case, path, shape_of(case), dtype)
 
 
-@by_dtype
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("case", WHOLE, ids=str)
 def test_large_samples_are_within_the_bound(case: Case, dtype: torch.dtype) -> None:
     check(case, "torch", (2, 33_001), dtype)
@@ -50,6 +50,8 @@ def test_large_samples_are_within_the_bound(case: Case, dtype: torch.dtype) -> N
 @pytest.mark.parametrize("path", ["row", "two_launch"])
 @pytest.mark.parametrize("case", [c for c in WHOLE if c.rule.program.reduces], ids=str)
 def test_triton_is_within_the_bound(case: Case, path: str, dtype: torch.dtype) -> None:
+    if case in COMPOSED and path == "two_launch" and dtype != torch.float32:
+        pytest.skip("modifiers are weights, which both launches share")
     # A float64 row, and one of three tensors, fills a program's registers at half the size.
     check(case, path, (2, 3001) if path == "row" and dtype == torch.float64 else shape_of(case), dtype)
 
