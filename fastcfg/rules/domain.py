@@ -51,7 +51,8 @@ class InDomain(Rule):
             return self
         inner = self.rule.simplify()
         program = inner.lowered.program
-        if not (program.reduces or program.clamps or program.extras) and inner.numbers is not None:
+        stateful = program.extras or program.outputs > 1  # What is kept is kept in the domain.
+        if not (program.reduces or program.clamps or stateful) and inner.numbers is not None:
             base = program.weigh((), 0.0, inner.numbers)[0]
             if base == 1:
                 return inner
