@@ -52,7 +52,8 @@ def normalized_attention_guidance(
     eps = number("eps", eps, low=0.0)
     if alpha == 0.0:
         return positive
-    z, extra = upcast(positive), per_sample("scale", scale, upcast(positive)) - 1.0
+    z = upcast(positive)
+    extra = per_sample("scale", scale, z) - 1.0
     pull = z - upcast(negative)
     guided = z + extra * pull
     own = z.abs().sum(-1, keepdim=True).clamp(min=eps)

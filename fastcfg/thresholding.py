@@ -16,17 +16,21 @@ DIFFUSERS_CAP = 1.0
 def sample_quantile(x: Tensor, quantile: float) -> Tensor:
     """The linearly interpolated quantile of each row of ``[B, N]``, as ``[B]`` in the dtype that is computed in.
 
-    It selects the two order statistics around rank ``quantile * (N - 1)``, a rank in float64; ``torch.quantile``
-    sorts, takes the rank in float32 and refuses more than 2^24 elements.
+    It takes the two order statistics around rank ``quantile * (N - 1)``, a rank in float64; ``torch.quantile`` sorts
+    everything, takes the rank in float32 and refuses more than 2^24 elements. (``kthvalue`` would do as well, but
+    raises on CUDA under ``torch.use_deterministic_algorithms``.)
     """
     count = x.shape[-1]
     rank = quantile * (count - 1)
     low = min(int(rank), count - 1)
-    share = rank - low
-    lower = upcast(x.kthvalue(low + 1, dim=-1).values)
-    if share == 0 or low + 1 == count:
-        return lower
-    return torch.lerp(lower, upcast(x.kthvalue(low + 2, dim=-1).values), share)
+    high = min(low + 1, count - 1)
+    if 2 * low >= count:
+        ranked = x.topk(count - low, dim=-1).values
+        lower, upper = ranked[..., -1], ranked[..., low - high - 1]
+    else:
+        ranked = x.topk(high + 1, dim=-1, largest=False).values
+        lower, upper = ranked[..., low - high - 1], ranked[..., -1]
+    return torch.lerp(upcast(lower), upcast(upper), rank - low)
 
 
 def dynamic_threshold(x0: Tensor, *, quantile: float = 0.995, cap: float | None = None) -> Tensor:
@@ -42,7 +46,8 @@ def dynamic_threshold(x0: Tensor, *, quantile: float = 0.995, cap: float | None 
             schedulers, which makes it :func:`static_threshold`.
 
     Returns:
-        ``[B, ...]`` in x0's dtype, float32 inside and one rounding. A NaN stays where it is.
+        ``[B, ...]`` in x0's dtype, float32 inside and one rounding. NaN and infinity count as the largest, so that a
+        sample whose quantile falls on one is NaN.
 
     Raises:
         TypeError, ValueError: naming the argument.
