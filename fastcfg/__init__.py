@@ -24,6 +24,7 @@ from .distilled import (
     scale_from_lcm_weight,
 )
 from .dropout import ConditionDropout
+from .frames import guide_frames
 from .fresca import fresca
 from .guidance import guide, split_batch
 from .langevin import langevin, sequence_score, temper
@@ -31,6 +32,7 @@ from .logits import guide_logits
 from .mahiro import mahiro
 from .noise_rescaling import epsilon_scaling, temporal_score_rescaling
 from .parameterization import Prediction, affine_map, convert, posterior_mean
+from .planner import plan, run_cost
 from .presets import Preset, all_presets, guard_extreme_scale, preset, sweet_spot_advice
 from .rules import (
     APG,
@@ -119,6 +121,7 @@ __all__ = [
     "fresca",
     "guard_extreme_scale",
     "guide",
+    "guide_frames",
     "guide_logits",
     "implied_classifier_gradient",
     "langevin",
@@ -128,9 +131,11 @@ __all__ = [
     "noisy_accuracy",
     "noisy_classifier_loss",
     "normalized_attention_guidance",
+    "plan",
     "posterior_mean",
     "preset",
     "rule",
+    "run_cost",
     "scale_from_lcm_weight",
     "schedules",
     "sequence_score",

@@ -242,11 +242,13 @@ class Rule:
     def basis_weights(self) -> dict[str, float] | None:
         """Weights of the first prediction and of the deltas from it, by name, where they are known numbers.
 
-        None for a rule with sums, a clamp, state or schedules.
+        None for a rule with sums, a clamp, state, a domain, tensors that it prepares, or schedules.
         """
         lowered = self.lowered
         program = lowered.program
         if self.scheduled or program.reduces or program.clamps or program.extras or program.outputs > 1:
+            return None
+        if self.prepares or lowered.domain is not None:
             return None
         weights = program.weigh((), 0.0, tuple(lowered.params[name] for name in program.params))
         return dict(zip(lowered.predictions, (float(w) for w in weights), strict=True))

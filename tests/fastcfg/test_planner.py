@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from fastcfg import (
     CFG,
+    FDG,
     Clamp,
     DualCFG,
     GuidedDenoiser,
     HistoryGuidance,
+    InDomain,
     InnerGuidance,
     InstructPix2Pix,
     Linear,
@@ -204,6 +206,18 @@ def test_a_rule_of_two_passes_of_one_condition_returns_that_pass() -> None:
     conditions["uncond"] = conditions["cond"]
     planned = plan(CFG(7.5), conditions)
     assert planned.unguided and planned.rule == Linear({"uncond": 1.0})
+
+
+def test_rules_of_other_forms_share_passes() -> None:
+    images = {n: {"y": v["y"]} for n, v in labels("uncond", "cond").items()}
+    images["cond"] = images["uncond"]
+    for rule in (FDG((8.0, 3.0)), FDG((8.0, 3.0), rescale=0.5), InDomain(CFG(3.0, rescale=0.5), "x0")):
+        planned = plan(rule, images)
+        assert planned.passes == ("uncond",) and planned.rule == rule.simplify() and not planned.unguided
+        assert planned.sources == (("uncond", "uncond"), ("cond", "uncond"))
+    result = GuidedDenoiser(Model(), FDG((8.0, 3.0)))(torch.ones(2, 8, 8), 0.5, conditions=images)
+    expected = Model()(torch.ones(2, 8, 8), 0.5, **images["cond"])
+    torch.testing.assert_close(result, expected)
 
 
 def test_errors_name_the_argument() -> None:
