@@ -1,0 +1,1 @@
+"""Inputs and exact results of guidance rules, for any project to test itself against; see README.md."""
