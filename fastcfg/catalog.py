@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .rules import Rule, registry
+from .rules import PerpNeg, Rule, registry
 
-__all__ = ["Entry", "entries", "to_markdown"]
+__all__ = ["Entry", "Function", "entries", "functions", "to_markdown"]
 
 _EXAMPLES: dict[str, dict[str, object]] = {"Linear": {"weights": (("cond", 1.0), ("uncond", 0.5))}}
 
@@ -23,6 +25,8 @@ class Entry:
         parameters: fields and their defaults.
         sums: what its formula reduces over a sample; empty for an elementwise rule.
         state: tensors it carries from step to step.
+        space: ``"any"`` where the result is the same on eps, v and x0, else ``"as given"`` (see ``InDomain``).
+        backends: what runs it.
     """
 
     name: str
@@ -32,6 +36,55 @@ class Entry:
     parameters: tuple[str, ...]
     sums: tuple[str, ...]
     state: tuple[str, ...]
+    space: str
+    backends: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Function:
+    """Guidance that is no rule (on logits, attention, gradients, frames, steps), as the table shows it.
+
+    Attributes:
+        name: as exported by :mod:`fastcfg`; parameters: with their defaults.
+        summary: first line of the docstring; sources: arXiv numbers in it.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    summary: str
+    sources: tuple[str, ...]
+
+
+def functions() -> list[Function]:
+    """Everything that fastcfg exports with a paper in its docstring and that is no rule."""
+    import fastcfg
+
+    rows = []
+    for name in sorted(fastcfg.__all__):
+        value = getattr(fastcfg, name)
+        text = inspect.getdoc(value) or ""
+        sources = tuple(dict.fromkeys(re.findall(r"\b\d{4}\.\d{5}\b", text)))
+        is_rule = isinstance(value, type) and issubclass(value, Rule)
+        if not callable(value) or is_rule or not sources:
+            continue
+        parameters = tuple(
+            p.name if p.default is p.empty else f"{p.name}={p.default!r}"
+            for p in inspect.signature(value).parameters.values()
+        )
+        rows.append(Function(name, parameters, text.splitlines()[0], sources))
+    return rows
+
+
+def _space(rule: Rule) -> str:
+    program = rule.program
+    if program.reduces and not isinstance(rule, PerpNeg):
+        return "as given"
+    if program.clamps or program.extras or rule.prepares:
+        return "as given"
+    if program.reduces:
+        return "any"  # Perp-neg: u keeps weight 1, and its ratio of sums is the same on scaled deltas.
+    base = program.weigh((), 1.0, tuple(0.25 for _ in program.params))[0]
+    return "any" if base == 1 else "as given"
 
 
 def _example(cls: type[Rule]) -> Rule:
@@ -67,7 +120,17 @@ def entries() -> list[Entry]:
             f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default!r}" for f in dataclasses.fields(cls)
         )
         rows.append(
-            Entry(name, formula, source.rstrip("]"), rule.conditions, fields, tuple(sums), tuple(sorted(carried)))
+            Entry(
+                name,
+                formula,
+                source.rstrip("]"),
+                rule.conditions,
+                fields,
+                tuple(sums),
+                tuple(sorted(carried)),
+                _space(rule),
+                ("torch",) if rule.prepares else ("torch", "inductor", "triton"),
+            )
         )
     return rows
 
@@ -75,12 +138,20 @@ def entries() -> list[Entry]:
 def to_markdown() -> str:
     """The table as the documentation shows it."""
     lines = [
-        "| rule | formula | source | predictions | parameters | sums | state |",
-        "|---|---|---|---|---|---|---|",
+        "| rule | formula | source | predictions | parameters | sums | state | space | backends |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for e in entries():
         cells = [f"`{e.name}`", f"`{e.formula}`", re.sub(r"(\d{4}\.\d{5})", r"arXiv \1", e.source)]
         for values in (e.conditions, e.parameters, e.sums, e.state):
             cells.append(", ".join(f"`{v}`" for v in values) or "none")
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append(_row([*cells, e.space, ", ".join(e.backends)]))
+    lines += ["", "| function | what | source | parameters |", "|---|---|---|---|"]
+    for f in functions():
+        sources = ", ".join(f"arXiv {number}" for number in f.sources)
+        lines.append(_row([f"`{f.name}`", f.summary, sources, ", ".join(f"`{p}`" for p in f.parameters)]))
     return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

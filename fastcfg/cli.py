@@ -52,7 +52,7 @@ def rules(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the documentation's table.")] = False,
 ) -> None:
     """Every rule: its predictions, parameters and defaults, formula, source, sums and state."""
-    from .catalog import entries, to_markdown
+    from .catalog import entries, functions, to_markdown
 
     if markdown:
         print(to_markdown(), end="")
@@ -64,7 +64,11 @@ def rules(
         )
         sums = f"sums {', '.join(entry.sums)}" if entry.sums else "elementwise"
         state = f"; state {', '.join(entry.state)}" if entry.state else ""
-        console.print(f"  [dim]takes {', '.join(entry.conditions)}; {sums}{state}[/]", highlight=False)
+        takes = f"  takes {', '.join(entry.conditions)}; {sums}{state}; space: {entry.space}"
+        console.print(f"{takes}; on {', '.join(entry.backends)}", style="dim", highlight=False, markup=False)
+    for function in functions():
+        console.print(f"[bold]{function.name}[/]({', '.join(function.parameters)})", highlight=False)
+        console.print(f"  {function.summary}  ({', '.join(function.sources)})", highlight=False, markup=False)
 
 
 @app.command()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastcfg.catalog import entries, to_markdown
+from fastcfg.catalog import entries, functions, to_markdown
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +29,18 @@ def test_every_rule_is_in_the_table_with_a_formula() -> None:
     assert {"CFG", "PerpNeg", "APG", "Rescale"} <= rows.keys()
     for entry in rows.values():
         assert entry.formula and entry.conditions, entry.name
+
+
+def test_guidance_that_is_no_rule_is_in_the_table_with_its_source() -> None:
+    rows = {row.name: row for row in functions()}
+    assert rows["dynamic_threshold"].sources == ("2205.11487",)
+    assert {"guide_logits", "normalized_attention_guidance", "cfg_pp_step", "universal_step"} <= rows.keys()
+
+
+def test_space_says_which_rules_commute_with_a_change_of_prediction() -> None:
+    space = {entry.name: entry.space for entry in entries()}
+    assert space["CFG"] == space["PerpNeg"] == space["DualCFG"] == "any"
+    assert space["Rescale"] == space["APG"] == space["TCFG"] == space["Clamp"] == "as given"
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
