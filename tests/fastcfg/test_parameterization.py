@@ -39,6 +39,8 @@ def test_mixed_dtypes_take_the_wider() -> None:
     got = convert(half, X, "eps", "x0", alpha=0.8, sigma=0.6)
     assert got.dtype == torch.float32
     assert torch.equal(got, convert(half.float(), X, "eps", "x0", alpha=0.8, sigma=0.6))
+    narrow = convert(half, X, "eps", "x0", alpha=0.8, sigma=0.6, dtype=torch.bfloat16)
+    assert torch.equal(narrow, got.bfloat16())
     wide = convert(half, X.bfloat16(), "eps", "x0", alpha=0.8, sigma=0.6, dtype=torch.float32)
     assert wide.dtype == torch.float32
     assert torch.equal(wide.bfloat16(), convert(half, X.bfloat16(), "eps", "x0", alpha=0.8, sigma=0.6))
