@@ -51,7 +51,7 @@ _FORMS: dict[str, tuple[Callable[..., Any], tuple[str, ...], int]] = {
 
 
 @dataclass(frozen=True)
-class ClassifierGuidance(Rule, register=False):
+class ClassifierGuidance(Rule):
     """Classifier guidance, ``g`` being the classifier's gradient ``grad_x log p(y | x)``.
 
     ====================  ================================  =========================================
@@ -103,7 +103,6 @@ class ClassifierGuidance(Rule, register=False):
                 f"sign: expected {sign:+d} for the {self.form!r} form, got {self.sign!r}; the other sign guides away "
                 "from the class, because eps = -sigma * score"
             )
-        _ = self.lerp, self.numbers, self.lowered.program
 
     @property
     def conditions(self) -> tuple[str, ...]:

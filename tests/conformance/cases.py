@@ -17,6 +17,7 @@ import torch
 from fastcfg import (
     CFG,
     Clamp,
+    ClassifierGuidance,
     DualCFG,
     HistoryGuidance,
     InnerGuidance,
@@ -30,7 +31,7 @@ from fastcfg import (
     guide,
 )
 
-from .oracles import classifier_free, rescale
+from .oracles import classifier, classifier_free, rescale
 from .oracles.arrays import Array, dot, norm, ratio, std
 
 Named = dict[str, Array]
@@ -189,6 +190,14 @@ _PERP_SCALED = _perp_neg("PerpNeg_2_scaled", PerpNeg(5.0, (1.0, 0.5), True), 5.0
 _MULTI_2 = _multi((5.0, 2.5))
 _MULTI_3 = _multi((5.0, 2.5, -1.0))
 
+_CLASSIFIER = _linear(
+    "ClassifierGuidance",
+    ClassifierGuidance(2.0, sigma=0.6),
+    lambda p: classifier.eps_form(eps=p["uncond"], gradient=p["gradient"], sigma=0.6, scale=2.0),
+    [-1.2],
+    own=-0.2,
+)
+
 _HISTORY = _linear(
     "HistoryGuidance", HistoryGuidance(4.0), lambda p: classifier_free.history_vanilla(**p, scale=4.0), [4.0]
 )
@@ -224,7 +233,7 @@ _INNER = Case(
 
 PLAIN: tuple[Case, ...] = (
     _CFG, _CFG_COND, _NEGATIVE, _DUAL, _multi((7.5,)), _MULTI_2, _MULTI_3, _PIX2PIX, _FIXED, _PERP, _PERP_2,
-    _PERP_SCALED, _HISTORY, _HISTORY_TEMPORAL, _HISTORY_FRACTIONAL, _HISTORY_BETWEEN, _INNER,
+    _PERP_SCALED, _CLASSIFIER, _HISTORY, _HISTORY_TEMPORAL, _HISTORY_FRACTIONAL, _HISTORY_BETWEEN, _INNER,
 )  # fmt: skip
 
 _REFERENCE = {"MultiCondition_3": "cond_1"}
