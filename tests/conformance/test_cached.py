@@ -6,7 +6,8 @@ import torch
 from conformance.cases import Case, draw, exact
 from conformance.field_cases import CACHED, capped, check, check_rows, shape_of
 from conformance.oracles import classifier_free, nonlinear
-from fastcfg import CFG, GatedCFG, GuidedDenoiser, NormCap, Rescale, ResidualCFG, State, guide
+from fastcfg import CFG, GatedCFG, GuidedDenoiser, InDomain, NormCap, Rescale, ResidualCFG, State, guide
+from fastcfg.planner import plan
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
@@ -96,6 +97,13 @@ def test_a_state_is_needed_and_reuse_without_a_delta_is_cond() -> None:
     state = State()
     reuse = GatedCFG(3.0).at(1, 4)
     assert torch.equal(guide(reuse, state=state, cond=predictions["cond"]), predictions["cond"])
+
+
+def test_a_domain_is_kept_where_a_delta_is_cached() -> None:
+    # Alone, CFG would simplify to itself in the model's own space; the reuse reads the delta in the domain.
+    rule = InDomain(GatedCFG(3.0), "x0")
+    assert [plan(rule.at(step, 4)).rule for step in (0, 1)] == [rule.at(0, 4), rule.at(1, 4)]
+    assert plan(InDomain(CFG(3.0), "x0")).rule == CFG(3.0)
 
 
 def test_residual_cfg_with_the_true_noise_is_cfg_in_one_pass() -> None:
