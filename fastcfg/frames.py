@@ -150,7 +150,8 @@ def guide_frames(
 
     Returns:
         A tensor of the predictions' shape and dtype, with float32 accumulation (float64 for float64) and one rounding.
-        Without sums it is one fused pass over contiguous predictions. Frames as groups are copied together where they
+        Without sums it is one fused pass over contiguous predictions. A rule with sums has to have guided once before
+        it is traced by ``torch.compile``. Frames as groups are copied together where they
         are not contiguous in memory (``frame_dim=2``).
 
     Raises:
@@ -236,8 +237,7 @@ def _whole_sample(
     first = predictions[lowered.predictions[0]]
     batch, rank = first.shape[0], first.dim()
     acc = accumulator(first.dtype)
-    formula, *modifiers = lowered.stages
-    own = fk.compile_program(lowered.predictions, (formula,))
+    own, outer = _programs(rule)
     if parameter not in own.params:
         raise ValueError(
             f"parameter: {parameter!r} belongs to a modifier, whose sums run over the whole sample; group='frame' "
@@ -260,15 +260,31 @@ def _whole_sample(
     guided = torch.zeros((), dtype=acc, device=first.device)
     for weight, vector in zip(weights, basis(own, tensors, (), acc), strict=False):
         guided = guided + over_elements(weight) * vector
-    if modifiers:
-        named = {name: predictions[name].to(acc) for name in lowered.predictions if _reads(modifiers, name)}
-        if "guided" in named:
-            raise ValueError("rule: a prediction called 'guided' can't be read by a modifier here")
-        stages = (fk.Stage(itself, width=1), *modifiers)
-        program = fk.compile_program(("guided", *named), stages)
-        params = {name: values[name] for name in program.params}
-        guided = fk.guide([guided, *named.values()], program, params, backend=backend)
+    if outer is not None:
+        named = [predictions[name].to(acc) for name in outer.predictions[1:]]
+        params = {name: values[name] for name in outer.params}
+        guided = fk.guide([guided, *named], outer, params, backend=backend)
     return guided.to(first.dtype)
+
+
+def _programs(rule: Rule) -> tuple[fk.Program, fk.Program | None]:
+    """The rule without its modifiers, and the modifiers over a result that is made already.
+
+    Kept with the rule: Dynamo can't trace the making of a program, but finds one there.
+    """
+    made: tuple[fk.Program, fk.Program | None] | None = getattr(rule, "_frame_programs", None)
+    if made is None:
+        lowered = rule.lowered
+        formula, *modifiers = lowered.stages
+        outer = None
+        if modifiers:
+            read = tuple(name for name in lowered.predictions if _reads(modifiers, name))
+            if "guided" in read:
+                raise ValueError("rule: a prediction called 'guided' can't be read by a modifier here")
+            outer = fk.compile_program(("guided", *read), (fk.Stage(itself, width=1), *modifiers))
+        made = fk.compile_program(lowered.predictions, (formula,)), outer
+        object.__setattr__(rule, "_frame_programs", made)
+    return made
 
 
 def _reads(stages: Sequence[fk.Stage], prediction: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from fastcfg_kernels import check_param
+from fastcfg_kernels import Program, check_param
 from fastcfg_kernels.tiles import accumulator, sample_sums
 from torch import Tensor
 
@@ -52,7 +52,8 @@ def geometry(
     """Lengths and angles of the predictions that a rule combines, and the length of its result, which is not formed.
 
     Everything comes from one Gram matrix of the difference basis, so that d is exact where it is small; the norm of
-    the result ``sum_k w_k b_k`` is ``sqrt(w' G w)``. No value is read back from the device.
+    the result ``sum_k w_k b_k`` is ``sqrt(w' G w)``. No value is read back from the device. Before ``torch.compile``
+    traces a call, one has to have been made with the same rule.
 
     Args:
         rule: a rule whose schedules are resolved, without memory and with sums over all dimensions but the batch.
@@ -98,13 +99,12 @@ def geometry(
     batch, size = first.shape[0], len(names)
     acc = accumulator(first.dtype)
     values = [check_param(name, given[name], batch, first.device) for name in program.params]
-    basis = [("dot", i, j) for i in range(size) for j in range(i, size)]
     # u and c are raw predictions: the base is vector 0, the others follow the basis.
     u, c = (0 if name == names[0] else size - 1 + names.index(name) for name in (start, target))
     raw = [("dot", min(a, b), max(a, b)) for a, b in ((u, u), (c, c), (u, c))]
-    wanted = [*program.pairs, *(pair for pair in dict.fromkeys([*basis, *raw]) if pair not in program.pairs)]
-    count = len(wanted)
-    sums = sample_sums(replace(program, pairs=tuple(wanted)), [t.reshape(batch, -1) for t in tensors])
+    widened = _widened(rule, u, c)
+    wanted, count = widened.pairs, len(widened.pairs)
+    sums = sample_sums(widened, [t.reshape(batch, -1) for t in tensors])
     gram = dict(zip(wanted, sums, strict=False))
 
     arguments = tuple(v.to(acc) if isinstance(v, Tensor) else v for v in values)
@@ -141,3 +141,21 @@ def geometry(
         norm_guided=norm_y,
         gain=ratio(norm_y, norm_c, torch.where(norm_y > 0, torch.inf, 1.0).to(acc)),
     )
+
+
+def _widened(rule: Rule, u: int, c: int) -> Program:
+    """The rule's program, its pairs followed by those of the difference basis and of two raw vectors.
+
+    Kept with the rule: Dynamo can't trace the making of a program, but finds one there.
+    """
+    kept: dict[tuple[int, int], Program] | None = getattr(rule, "_geometry_programs", None)
+    if kept is None:
+        kept = {}
+        object.__setattr__(rule, "_geometry_programs", kept)
+    if (u, c) not in kept:
+        program = rule.program
+        size = len(program.predictions)
+        basis = [("dot", i, j) for i in range(size) for j in range(i, size)]
+        raw = [("dot", min(a, b), max(a, b)) for a, b in ((u, u), (c, c), (u, c))]
+        kept[u, c] = replace(program, pairs=tuple(dict.fromkeys([*program.pairs, *basis, *raw])))
+    return kept[u, c]

@@ -35,8 +35,8 @@ class Groups:
         kept = [d for d in range(rank) if d not in reduced]
         self._order = [*kept, *reduced]
         self._shape = [shape[d] for d in self._order]
-        self._count = math.prod(shape[d] for d in reduced)
-        self._repeat = math.prod(shape[d] for d in kept[1:])
+        self._count = math.prod([shape[d] for d in reduced])
+        self._repeat = math.prod([shape[d] for d in kept[1:]])
 
     def rows(self, tensor: Tensor) -> Tensor:
         """``[B, ...]`` as ``[G, N]``, the samples' groups one after the other."""

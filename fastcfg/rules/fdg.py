@@ -47,6 +47,9 @@ def level_rescaled(
     return a * factor, b * factor
 
 
+_DELTA, _RESCALED = (fk.compile_program(("cond", "shift"), (fk.Stage(f),)) for f in (level_delta, level_rescaled))
+
+
 def _spread(name: str, value: Any, count: int, check: Callable[[str, Any], Parameter]) -> tuple[Parameter, ...]:
     """One value for all levels, or one for each."""
     values = tuple(value) if isinstance(value, tuple | list) else (value,) * count
@@ -174,8 +177,7 @@ class FDG(Rule):
         for i in range(levels - 1):
             shifts[i] = shifts[i] - pyramid_up(shifts[i + 1])
             conds[i] = conds[i] - pyramid_up(conds[i + 1])
-        formula = level_rescaled if any(phis) else level_delta
-        program = fk.compile_program(("cond", "shift"), (fk.Stage(formula),))
+        program = _RESCALED if any(phis) else _DELTA
         guided = []
         for i, (cond, shift) in enumerate(zip(conds, shifts, strict=True)):
             values = {"scale": scales[i], "weight": weights[i], "phi": phis[i], "own": neutral}

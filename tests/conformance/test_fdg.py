@@ -194,9 +194,9 @@ def test_gradients_and_compilation() -> None:
     guide(FDG(parallel_weights=0.5, rescale=0.5), **p).square().sum().backward()
     assert all(x.grad is not None and x.grad.isfinite().all() for x in p.values())
     plain = draw((1, 2, 20, 28), torch.float32)
-    rule = FDG((8.0, 3.0, 2.0))
-    compiled = torch.compile(lambda u, c: guide(rule, uncond=u, cond=c), fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(plain["uncond"], plain["cond"]), guide(rule, **plain))
+    for rule in (FDG((8.0, 3.0, 2.0)), FDG(parallel_weights=0.5, rescale=0.5)):
+        compiled = torch.compile(lambda u, c, rule=rule: guide(rule, uncond=u, cond=c), fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(plain["uncond"], plain["cond"]), guide(rule, **plain))
 
 
 def test_json_round_trip() -> None:

@@ -166,6 +166,19 @@ def test_triton_gives_the_same() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("rule", "group"), [(CFG(), "sample"), (CFG(rescale=0.5), "sample"), (CFG(rescale=0.5), "frame")], ids=repr
+)
+def test_compiles(rule: Rule, group: str) -> None:
+    p = draw(rule, 2, torch.float32)
+    scales = torch.tensor(SCALES)
+    expected = guide_frames(rule, scales, group=group, **p)
+    compiled = torch.compile(
+        lambda s, u, c: guide_frames(rule, s, group=group, uncond=u, cond=c), fullgraph=True, backend="eager"
+    )
+    torch.testing.assert_close(compiled(scales, p["uncond"], p["cond"]), expected)
+
+
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 8, 17])
 def test_scales(num_frames: int) -> None:
     def same(actual: torch.Tensor, expected: np.ndarray) -> None:

@@ -103,6 +103,14 @@ def test_nothing_is_read_back() -> None:
     assert set(trace.to_dict()) == set(Geometry.__dataclass_fields__)
 
 
+def test_compiles() -> None:
+    rule = RULES[1]
+    p = draw(rule, torch.float32)
+    expected = geometry(rule, **p).gain
+    compiled = torch.compile(lambda u, c: geometry(rule, uncond=u, cond=c).gain, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(p["uncond"], p["cond"]), expected)
+
+
 P = draw(CFG(), torch.float32)
 
 
