@@ -107,7 +107,7 @@ def guide(
             and u.device == c.device
             and u.dim() > 1
             and out is None
-            and not os.environ.get("FASTCFG_BACKEND")
+            and "FASTCFG_BACKEND" not in os.environ
         ):
             return torch.lerp(u, c, lerp.weight)
     if rule.prepares:

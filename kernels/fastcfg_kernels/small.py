@@ -82,8 +82,8 @@ def _pivot(row: Array) -> float:
 def _centred_gram(sources: Sequence[Array]) -> tuple[list[list[float]], list[float]]:
     """Gram matrix of rows ``[N]`` relative to a pivot each, by one matrix product, and their means from it.
 
-    The pivot is one of the elements: a constant is exactly zero, and so are its sums. A row of ones below the rows
-    gives their sums. Where an element apart from the others makes a bad pivot, so that subtracting the mean would
+    The pivot is one of the elements: a constant is exactly zero, and so are its sums. The row below the rows,
+    which nothing writes, is ones and gives their sums. Where an element apart from the others makes a bad pivot, so that subtracting the mean would
     cost digits, the pivot is the mean.
     """
     size, count = len(sources), sources[0].shape[0]
@@ -104,7 +104,7 @@ def _sums(program: Program, vectors: Sequence[Array]) -> list[float]:
     layout = _layout(program)
     sums = [0.0] * layout.count
     if layout.raw.entries:
-        rows = _scratch.rows(_scratch.gram, len(layout.raw.vectors), vectors[0].shape[0], vectors[0].dtype)
+        rows = _scratch.rows(_scratch.raw, len(layout.raw.vectors), vectors[0].shape[0], vectors[0].dtype)
         np.stack([vectors[v] for v in layout.raw.vectors], out=rows)
         gram = np.dot(rows, rows.copy().T).tolist()  # A copy: for its own transpose BLAS has a slower routine.
         for i, row, column in layout.raw.entries:
@@ -131,7 +131,7 @@ def guide_small(program: Program, inputs: Sequence[Tensor], params: Sequence[Any
     arrays = [p.numpy() if p.dtype == acc else p.to(acc).numpy() for p in inputs]
     base = arrays[0]
     # The deltas are ours to overwrite; everything else may be the caller's own memory, and so may the outputs.
-    deltas = _scratch.rows(_scratch.deltas, size - 1, base.size, base.dtype).reshape(-1, *base.shape)
+    deltas = _scratch.rows(_scratch.deltas, size - 1, base.size, base.dtype).reshape(size - 1, batch, count)
     with np.errstate(all="ignore"):
         for other, delta in zip(arrays[1:size], deltas, strict=True):
             np.subtract(other, base, out=delta)
@@ -155,7 +155,7 @@ def guide_small(program: Program, inputs: Sequence[Tensor], params: Sequence[Any
                 return weighed[0][k]
             return np.array([[w[k]] for w in weighed], dtype=base.dtype)
 
-        results = []
+        results: list[Array] = []
         for output in reversed(range(program.outputs)):
             # The first output is worked out last, when the deltas are needed no more.
             last = output == 0
