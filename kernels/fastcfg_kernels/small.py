@@ -55,7 +55,7 @@ class _Scratch(threading.local):
     """Memory that stays: a fresh block of this size costs more in page faults than what is done in it."""
 
     def __init__(self) -> None:
-        self.gram: dict[tuple[int, int, Any], Array] = {}
+        self.raw: dict[tuple[int, int, Any], Array] = {}
         self.centred: dict[tuple[int, int, Any], Array] = {}
         self.deltas: dict[tuple[int, int, Any], Array] = {}
 
@@ -82,9 +82,9 @@ def _pivot(row: Array) -> float:
 def _centred_gram(sources: Sequence[Array]) -> tuple[list[list[float]], list[float]]:
     """Gram matrix of rows ``[N]`` relative to a pivot each, by one matrix product, and their means from it.
 
-    The pivot is one of the elements: a constant is exactly zero, and so are its sums. The row below the rows,
-    which nothing writes, is ones and gives their sums. Where an element apart from the others makes a bad pivot, so that subtracting the mean would
-    cost digits, the pivot is the mean.
+    The pivot is one of the elements: a constant is exactly zero, and so are its sums. The row below the rows, which
+    nothing writes, is ones and gives their sums. Where an element apart from the others makes a bad pivot, so that
+    subtracting the mean would cost digits, the pivot is the mean.
     """
     size, count = len(sources), sources[0].shape[0]
     rows = _scratch.rows(_scratch.centred, size + 1, count, sources[0].dtype)
