@@ -5,13 +5,15 @@ One compiled function of one sample, whatever the batch, keeps a sample's bits f
 
 from __future__ import annotations
 
+import itertools
+import re
 import shutil
 import sys
 import threading
 import types
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -42,24 +44,55 @@ def can_compile() -> bool:
     return sys.platform != "win32"
 
 
-@cache
-def _compiled(program: Program, dtype: torch.dtype, rest: bool) -> Callable[..., None]:
-    """One compiled function of one sample for each program, dtype, and presence of a partial tile.
+class _Sample:
+    """One sample's program, compiled by Inductor, for a dtype and the presence of a partial tile.
 
-    Dynamo counts recompilations by code object, so each has its own.
+    Dynamo finds the compiled function for a length the first time; after that it is called by itself, since Dynamo's
+    own work costs more than a medium sample. A length is kept only where it is certain which function it led to.
     """
 
-    def sample(outs: tuple[Tensor, ...], params: tuple[Tensor, ...], *inputs: Tensor) -> None:
-        for out, result in zip(outs, functional.guide_rows(program, inputs, params), strict=True):
-            out.copy_(result)
+    def __init__(self, program: Program, dtype: torch.dtype, rest: bool) -> None:
+        def sample(outs: tuple[Tensor, ...], params: tuple[Tensor, ...], *inputs: Tensor) -> None:
+            for out, result in zip(outs, functional.guide_rows(program, inputs, params), strict=True):
+                out.copy_(result)
 
-    code = sample.__code__.replace(co_name=f"fastcfg_sample_{len(_compiled_names)}")
-    _compiled_names.append(code.co_name)
-    own = types.FunctionType(code, sample.__globals__, code.co_name, None, sample.__closure__)
-    return torch.compile(own, dynamic=True, fullgraph=True)
+        # Dynamo counts recompilations by code object, so each has its own.
+        code = sample.__code__.replace(co_name=f"fastcfg_sample_{next(_numbers)}")
+        own = types.FunctionType(code, sample.__globals__, code.co_name, None, sample.__closure__)
+        self._run = torch.compile(own, backend=self._backend, dynamic=True, fullgraph=True)
+        self._compiled: list[tuple[list[tuple[str, int] | None], Callable[..., Any]]] = []
+        self._direct: dict[int, tuple[list[tuple[str, int] | None], Callable[..., Any]]] = {}
+
+    def _backend(self, graph: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
+        """Inductor; notes which argument each of the graph's inputs is, None being the length."""
+        from torch._inductor.compile_fx import compile_fx
+
+        function = cast(Callable[..., Any], compile_fx(graph, examples))
+        order: list[tuple[str, int] | None] = []
+        for node in graph.graph.nodes:
+            if node.op == "placeholder":
+                found = re.fullmatch(r"l_(outs|params|inputs)_(\d+)_", node.name)
+                if found is None and not isinstance(node.meta.get("example_value"), torch.SymInt):
+                    return function  # An input that is not known here: only Dynamo can call it.
+                order.append((found[1], int(found[2])) if found else None)
+        self._compiled.append((order, function))
+        return function
+
+    def __call__(self, outs: Sequence[Tensor], params: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+        count = inputs[0].shape[0]
+        if (direct := self._direct.get(count)) is not None:
+            given = {"outs": outs, "params": params, "inputs": inputs}
+            order, function = direct
+            function(*(count if place is None else given[place[0]][place[1]] for place in order))
+            return
+        before = len(self._compiled)
+        self._run(tuple(_alone(o) for o in outs), tuple(params), *(_alone(p) for p in inputs))
+        if len(self._compiled) == before + 1 or before == len(self._compiled) == 1:
+            self._direct[count] = self._compiled[-1]
 
 
-_compiled_names: list[str] = []
+_numbers = itertools.count()
+_compiled = cache(_Sample)
 _compile_lock = threading.Lock()
 
 
@@ -81,4 +114,4 @@ def guide_compiled(program: Program, inputs: Sequence[Tensor], params: Sequence[
     run = _compiled(program, inputs[0].dtype, count % TILE != 0)
     with torch.no_grad(), _compile_lock:
         for b in range(batch):
-            run(tuple(_alone(o[b]) for o in outs), values[b], *(_alone(p[b]) for p in inputs))
+            run([o[b] for o in outs], values[b], [p[b] for p in inputs])
