@@ -12,7 +12,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, cast
 
 import torch
@@ -44,14 +44,20 @@ def can_compile() -> bool:
     return sys.platform != "win32"
 
 
+ONE_THREAD = 500_000
+"""Smallest sample, in elements, for which waking other threads and waiting for them pays."""
+
+
 class _Sample:
-    """One sample's program, compiled by Inductor, for a dtype and the presence of a partial tile.
+    """One sample's program, compiled by Inductor, for a dtype, the presence of a partial tile, and one thread or all.
 
     Dynamo finds the compiled function for a length the first time; after that it is called by itself, since Dynamo's
     own work costs more than a medium sample. A length is kept only where it is certain which function it led to.
     """
 
-    def __init__(self, program: Program, dtype: torch.dtype, rest: bool) -> None:
+    def __init__(self, program: Program, dtype: torch.dtype, rest: bool, alone: bool) -> None:
+        self._options: dict[str, Any] = {"cpp.threads": 1} if alone else {}
+
         def sample(outs: tuple[Tensor, ...], params: tuple[Tensor, ...], *inputs: Tensor) -> None:
             for out, result in zip(outs, functional.guide_rows(program, inputs, params), strict=True):
                 out.copy_(result)
@@ -67,7 +73,7 @@ class _Sample:
         """Inductor; notes which argument each of the graph's inputs is, None being the length."""
         from torch._inductor.compile_fx import compile_fx
 
-        function = cast(Callable[..., Any], compile_fx(graph, examples))
+        function = cast(Callable[..., Any], compile_fx(graph, examples, config_patches=self._options))
         order: list[tuple[str, int] | None] = []
         for node in graph.graph.nodes:
             if node.op == "placeholder":
@@ -86,7 +92,8 @@ class _Sample:
             function(*(count if place is None else given[place[0]][place[1]] for place in order))
             return
         before = len(self._compiled)
-        self._run(tuple(_alone(o) for o in outs), tuple(params), *(_alone(p) for p in inputs))
+        with torch.no_grad():
+            self._run(tuple(_alone(o) for o in outs), tuple(params), *(_alone(p) for p in inputs))
         if len(self._compiled) == before + 1 or before == len(self._compiled) == 1:
             self._direct[count] = self._compiled[-1]
 
@@ -102,6 +109,12 @@ def _alone(view: Tensor) -> Tensor:
     return alone
 
 
+@lru_cache(maxsize=1024)
+def _scalar(value: float, dtype: torch.dtype) -> Tensor:
+    """A parameter as a tensor, which nothing writes: Dynamo compiles again for a number that changes."""
+    return torch.tensor(value, dtype=dtype)
+
+
 def guide_compiled(program: Program, inputs: Sequence[Tensor], params: Sequence[Any], outs: Sequence[Tensor]) -> None:
     """Guide ``[B, N]`` contiguous rows by an Inductor function of one sample, run sample by sample; writes ``outs``.
 
@@ -109,9 +122,8 @@ def guide_compiled(program: Program, inputs: Sequence[Tensor], params: Sequence[
     """
     batch, count = inputs[0].shape
     acc = accumulator(inputs[0].dtype)
-    # Tensors, not numbers: Dynamo compiles again for a number that changes.
-    values = [tuple(torch.tensor(v, dtype=acc) for v in row) for row in host_params(params, batch)]
-    run = _compiled(program, inputs[0].dtype, count % TILE != 0)
-    with torch.no_grad(), _compile_lock:
+    values = [tuple(_scalar(v, acc) for v in row) for row in host_params(params, batch)]
+    run = _compiled(program, inputs[0].dtype, count % TILE != 0, count < ONE_THREAD)
+    with _compile_lock:
         for b in range(batch):
             run([o[b] for o in outs], values[b], [p[b] for p in inputs])

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from .host import host_params, weigh_on_host
 from .program import Program
-from .tiles import accumulator
+from .tiles import TILE, accumulator
 
 __all__ = ["SMALL", "guide_small"]
 
-SMALL = 20_000
+SMALL = 2 * TILE - 1
 """Largest sample, in elements, for which calls cost more than a compiled function saves."""
 
 Array = npt.NDArray[Any]
