@@ -110,8 +110,11 @@ def _alone(view: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
-def _scalar(value: float, dtype: torch.dtype) -> Tensor:
-    """A parameter as a tensor, which nothing writes: Dynamo compiles again for a number that changes."""
+def _scalar(value: float, dtype: torch.dtype, place: int) -> Tensor:
+    """A parameter as a tensor, which nothing writes: Dynamo compiles again for a number that changes.
+
+    Each place has tensors of its own: of two arguments that are one object Dynamo makes one input.
+    """
     return torch.tensor(value, dtype=dtype)
 
 
@@ -122,7 +125,7 @@ def guide_compiled(program: Program, inputs: Sequence[Tensor], params: Sequence[
     """
     batch, count = inputs[0].shape
     acc = accumulator(inputs[0].dtype)
-    values = [tuple(_scalar(v, acc) for v in row) for row in host_params(params, batch)]
+    values = [tuple(_scalar(v, acc, k) for k, v in enumerate(row)) for row in host_params(params, batch)]
     run = _compiled(program, inputs[0].dtype, count % TILE != 0, count < ONE_THREAD)
     with _compile_lock:
         for b in range(batch):

@@ -11,6 +11,7 @@ import torch
 from fastcfg_kernels import inductor
 from fastcfg_kernels.notices import warn_once
 
+import fastcfg
 from conformance.cases import BY_NAME, Case, draw, exact, run
 from conformance.tolerances import check_error
 
@@ -109,3 +110,11 @@ def test_without_a_compiler_there_is_one_warning_and_the_torch_path(monkeypatch:
             run(case.rule, predictions, "inductor")
     finally:
         inductor.can_compile.cache_clear()
+
+
+def test_parameters_that_were_equal_at_first_do_not_stay_one() -> None:
+    u, c = torch.randn(2, 1, 40_000)
+    equal, apart = fastcfg.APG(2.0, eta=0.5, norm_threshold=0.5), fastcfg.APG(2.0, eta=0.25, norm_threshold=9.0)
+    fastcfg.guide(equal, uncond=u, cond=c, backend="inductor")
+    result = fastcfg.guide(apart, uncond=u, cond=c, backend="inductor")
+    torch.testing.assert_close(result, fastcfg.guide(apart, uncond=u, cond=c, backend="torch"))
