@@ -13,6 +13,7 @@ from typing import Any, ClassVar, cast
 import fastcfg_kernels as fk
 from torch import Tensor
 
+from ..combination import check_choice
 from ..schedules import Schedule, check_step
 
 __all__ = ["Lowered", "Parameter", "Rule", "check_choice", "number_or_schedule", "registry"]
@@ -39,12 +40,6 @@ def number_or_schedule(name: str, value: Any) -> Parameter:
     if not math.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value}")
     return float(value)
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise unless ``value`` is one of ``choices``, naming the argument."""
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 @dataclass(frozen=True)
