@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
+from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor
 
-try:
-    from diffusers.guiders import ClassifierFreeGuidance
-    from diffusers.guiders.guider_utils import GuiderOutput
-except ImportError as error:
-    raise ImportError(
-        f"fastcfg.adapters.diffusers needs diffusers >= 0.42 ({error}); pip install 'fastcfg[diffusers]'"
-    ) from error
-
-from ..guidance import guide
-from ..rules import CFG
+from ...guidance import guide
+from ...rules import CFG
 
 __all__ = ["FusedClassifierFreeGuidance"]
 
