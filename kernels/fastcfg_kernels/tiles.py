@@ -95,7 +95,9 @@ def sample_sums(program: Program, inputs: Sequence[Tensor], params: Sequence[Any
     """
     acc = accumulator(inputs[0].dtype)
     count = inputs[0].shape[-1]
-    whole = count // TILE
+    # An exported graph serves every size: the number of tiles would fix it. One tile of any length is the same
+    # two-pass, centred sum; its error is that of the runtime's own reduction.
+    whole = 0 if torch.compiler.is_exporting() else count // TILE
     rest = count - whole * TILE
     if whole == 0:
         means, sums = _tile_sums(program, inputs, params, acc)
