@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
-from .checkpoint import CLASSIFIER, load_tensors, save_tensors, versions
+from ..files import load_tensors, save_tensors
+from .checkpoint import CLASSIFIER, versions
 from .data import NUM_COLOURS, NUM_DIGITS, Digits, draw_batch, paint
 
 
@@ -33,12 +34,14 @@ class Classifier(nn.Module):
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(4 * width, NUM_DIGITS + NUM_COLOURS)
 
+    def pooled(self, x: Tensor) -> Tensor:
+        """What the heads see of images ``[B, 3, 28, 28]`` in [-1, 1]: ``[B, 4 * width]``, for quality metrics."""
+        h = self.features(x)
+        return torch.cat([h.mean((-2, -1)), h.amax((-2, -1))], dim=-1)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(digit [B, 10], colour [B, 6])`` of images ``[B, 3, 28, 28]`` in [-1, 1]."""
-        h = self.features(x)
-        digit, colour = self.head(torch.cat([h.mean((-2, -1)), h.amax((-2, -1))], dim=-1)).split(
-            [NUM_DIGITS, NUM_COLOURS], dim=-1
-        )
+        digit, colour = self.head(self.pooled(x)).split([NUM_DIGITS, NUM_COLOURS], dim=-1)
         return digit, colour
 
     @torch.inference_mode()

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 import fastcfg
 
-from .checkpoint import CLASSIFIER, DENOISER, SHIPPED, load_denoiser, save_denoiser, write_atomically
+from ..files import write_atomically
+from .checkpoint import CLASSIFIER, DENOISER, SHIPPED, load_denoiser, save_denoiser
 from .classifier import Classifier, accuracy_on, load_classifier, save_classifier, train_classifier
 from .data import NUM_COLOURS, NUM_DIGITS, load_digits
 from .diffusion import TRAIN_STEPS

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from .checkpoint import load_tensors, save_tensors, versions
+from ..files import load_tensors, save_tensors
+from .checkpoint import versions
 from .data import NULL_COLOUR, NULL_DIGIT, Digits, draw_batch
 from .diffusion import TRAIN_STEPS, noise_scheduler
 from .model import UNet, UNetConfig

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcfg.demo.checkpoint import CLASSIFIER, DENOISER, load_denoiser, load_tensors, save_denoiser, save_tensors
+from fastcfg.demo.checkpoint import CLASSIFIER, DENOISER, load_denoiser, save_denoiser
 from fastcfg.demo.classifier import accuracy_on, load_classifier
 from fastcfg.demo.data import NULL_COLOUR, NULL_DIGIT, load_digits
 from fastcfg.demo.model import UNet, UNetConfig
+from fastcfg.files import load_tensors, save_tensors
 
 
 def test_shipped_files_are_small() -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcfg.demo.checkpoint import load_tensors
 from fastcfg.demo.classifier import accuracy_on, train_classifier
 from fastcfg.demo.data import load_digits
 from fastcfg.demo.model import UNetConfig
 from fastcfg.demo.run import train_demo
 from fastcfg.demo.train import TrainConfig, Trainer, TrainingDiverged, train
+from fastcfg.files import load_tensors
 
 TINY = TrainConfig(steps=6, batch=4, warmup=2, model=UNetConfig(width=8, embedding=16))
 
