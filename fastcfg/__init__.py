@@ -15,7 +15,7 @@ from .classifier import (
     train_noisy_classifier,
 )
 from .denoiser import GuidedDenoiser
-from .distilled import (
+from .distill.conventions import (
     check_double_guidance,
     flux_guidance_embedding,
     flux_guidance_value,
