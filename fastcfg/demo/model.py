@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distill.embedding import Convention, FluxScaleEmbedding, LCMScaleEmbedding
 from .data import NULL_COLOUR, NULL_DIGIT
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Sizes of a ``UNet``."""
+    """Sizes of a ``UNet``, and the form in which a distilled one takes its guidance scale (``""``: not at all)."""
 
     width: int = 40
     embedding: int = 128
     groups: int = 8
     heads: int = 4
+    scale_form: Literal["", "lcm", "flux"] = ""
+    scale_dim: int = 256
 
 
 class ResBlock(nn.Module):
@@ -95,8 +99,31 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(width, 12, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        self.scale_embedding: nn.Module | None = None
+        if config.scale_form:
+            self.add_scale_input(Convention(config.scale_form, config.scale_dim))
 
-    def forward(self, x: Tensor, t: Tensor | int, *, digit: Tensor, colour: Tensor) -> Tensor:
+    def add_scale_input(self, convention: Convention) -> None:
+        """Makes the network take a guidance scale; its output does not change until the new weights are trained."""
+        embed = LCMScaleEmbedding if convention.form == "lcm" else FluxScaleEmbedding
+        self.scale_embedding = embed(convention.dim, self.config.embedding).to(self.stem.weight)
+        self.config = replace(self.config, scale_form=convention.form, scale_dim=convention.dim)
+
+    def remove_scale_input(self) -> None:
+        """Undoes ``add_scale_input``."""
+        self.scale_embedding = None
+        self.config = replace(self.config, scale_form="", scale_dim=UNetConfig.scale_dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | int,
+        *,
+        digit: Tensor,
+        colour: Tensor,
+        timestep_cond: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
         """Predicts ``v = alpha·noise - sigma·x0``.
 
         Args:
@@ -104,12 +131,22 @@ class UNet(nn.Module):
             t: time steps 0-999, a number or ``[B]`` or 0-dim.
             digit: 0-9, or ``NULL_DIGIT`` for none, int64 ``[B]``.
             colour: an index into ``PALETTE``, or ``NULL_COLOUR`` for none, int64 ``[B]``.
+            timestep_cond, guidance: the guidance scale of a distilled network, in the form it was distilled in; see
+                ``fastcfg.distill.Convention``.
 
         Returns:
             v, ``[B, 3, 28, 28]`` in ``x``'s dtype.
         """
         t = torch.as_tensor(t, device=x.device).expand(x.shape[0])
-        embedding = self.time_mlp(time_features(t, self.config.embedding).to(x.dtype))
+        features = time_features(t, self.config.embedding).to(x.dtype)
+        for form, value in (("lcm", timestep_cond), ("flux", guidance)):
+            if value is not None and form != self.config.scale_form:
+                raise ValueError(f"this network takes no guidance scale in the {form} form: '{self.config.scale_form}'")
+        if self.scale_embedding is not None and timestep_cond is not None:
+            features = features + self.scale_embedding(timestep_cond)
+        embedding = self.time_mlp(features)
+        if self.scale_embedding is not None and guidance is not None:
+            embedding = embedding + self.scale_embedding(guidance)
         embedding = F.silu(embedding + self.digit_embedding(digit) + self.colour_embedding(colour))
         h = self.stem(F.pixel_unshuffle(x, 2))
         skip = self.down(h, embedding)

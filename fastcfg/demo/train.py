@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ..files import load_tensors, save_tensors
+from ..training import TrainingDiverged, ema_decay, warmup_cosine
 from .checkpoint import versions
 from .data import NULL_COLOUR, NULL_DIGIT, Digits, draw_batch
 from .diffusion import TRAIN_STEPS, noise_scheduler
@@ -59,14 +60,7 @@ class TrainConfig:
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step counted from 0."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss or its gradient is not finite. The last good checkpoint is untouched."""
+        return warmup_cosine(step, self.steps, self.warmup, self.learning_rate)
 
 
 class Trainer:
@@ -106,7 +100,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(step)
         self.optimizer.step()
-        decay = min(config.ema, (1 + step) / (10 + step))
+        decay = ema_decay(step, config.ema)
         with torch.no_grad():
             for average, weight in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 average.lerp_(weight, 1 - decay)

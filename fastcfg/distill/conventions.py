@@ -106,6 +106,11 @@ def flux_guidance_embedding(
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2 or dim % 2:
         raise ValueError(f"dim: expected an even positive integer, got {dim!r}")
     value = flux_guidance_value(scale, dtype, device=device)
+    return sinusoids(value, dim)
+
+
+def sinusoids(value: Tensor, dim: int) -> Tensor:
+    """``[cos, sin]`` of ``value`` ``[B]`` at frequencies ``10000^(-k / (dim // 2))``, float32 ``[B, dim]``."""
     half = dim // 2
     exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=value.device)
     phase = value[:, None].float() * torch.exp(exponent / half)[None, :]
