@@ -6,6 +6,7 @@ kernel. Each function therefore looks at what it was given:
 
 * inside a compiled Triton kernel ``_semantic`` is passed by the compiler;
 * under Triton's interpreter the arguments are ``tl.tensor``;
+* while C++ is written for the CPU they are :class:`~fastcfg_kernels.terms.Term`;
 * otherwise they are torch tensors, or host numbers.
 
 Only operations that every device and the interpreter have are here; nothing that lives in a device library alone.
@@ -20,6 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from .terms import Term
 
 try:
     import triton.language as tl
@@ -58,6 +61,10 @@ def _host(value: Any, a: Any, b: Any) -> Any:
     return np.float64(value) if isinstance(a, np.generic) or isinstance(b, np.generic) else value
 
 
+def _term(a: Any, b: Any) -> Term | None:
+    return a if isinstance(a, Term) else b if isinstance(b, Term) else None
+
+
 @_builtin
 def sqrt(x: Any, _semantic: Any = None) -> Any:
     """Square root, correctly rounded; NaN below zero."""
@@ -65,6 +72,8 @@ def sqrt(x: Any, _semantic: Any = None) -> Any:
         if x.dtype.is_fp64():  # `sqrt_rn` is the correctly rounded form of fp32 alone; fp64's own already is.
             return tl.sqrt(x, **_kwargs(_semantic))
         return tl.sqrt_rn(x, **_kwargs(_semantic))
+    if isinstance(x, Term):
+        return x.call("std::sqrt", x)
     if isinstance(x, torch.Tensor):
         return torch.sqrt(x)
     return math.sqrt(x) if type(x) is float and x >= 0 else np.sqrt(x)
@@ -75,6 +84,8 @@ def exp(x: Any, _semantic: Any = None) -> Any:
     """Natural exponential."""
     if _in_triton(_semantic, x):
         return tl.exp(x, **_kwargs(_semantic))
+    if isinstance(x, Term):
+        return x.call("std::exp", x)
     if isinstance(x, torch.Tensor):
         return torch.exp(x)
     return math.exp(x) if type(x) is float else np.exp(x)
@@ -93,6 +104,8 @@ def minimum(a: Any, b: Any, _semantic: Any = None) -> Any:
     """Elementwise minimum. A NaN in either argument stays NaN."""
     if _in_triton(_semantic, a, b):
         return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL, **_kwargs(_semantic))
+    if (term := _term(a, b)) is not None:
+        return term.call("minimum", a, b)
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
         return torch.minimum(*_pair(a, b))
     return _host(min(a, b) if a == a and b == b else a + b, a, b)
@@ -103,6 +116,8 @@ def maximum(a: Any, b: Any, _semantic: Any = None) -> Any:
     """Elementwise maximum. A NaN in either argument stays NaN."""
     if _in_triton(_semantic, a, b):
         return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL, **_kwargs(_semantic))
+    if (term := _term(a, b)) is not None:
+        return term.call("maximum", a, b)
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
         return torch.maximum(*_pair(a, b))
     return _host(max(a, b) if a == a and b == b else a + b, a, b)
@@ -113,6 +128,8 @@ def where(condition: Any, a: Any, b: Any, _semantic: Any = None) -> Any:
     """``a`` where ``condition`` holds, else ``b``: a select, so a NaN in the branch not taken does no harm."""
     if _in_triton(_semantic, condition, a, b):
         return tl.where(condition, a, b, **_kwargs(_semantic))
+    if isinstance(condition, Term):
+        return condition.select(a, b)
     if isinstance(condition, torch.Tensor):
         return torch.where(condition, a, b)
     return _host(a if condition else b, condition, b)

@@ -1,0 +1,84 @@
+"""Compile C++ text with the system's compiler, once for each text, compiler and processor, and load it."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from .notices import warn_once
+
+__all__ = ["compiler", "load"]
+
+_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+
+
+@cache
+def compiler() -> str | None:
+    """The C++ compiler: the one named by ``CXX``, else g++ or clang++. Where there is none, a warning says so once."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if sys.platform == "win32" or found is None:
+        warn_once(f"fastcfg: no C++ compiler ({' or '.join(names)} is not on PATH); CPU tensors take the torch path")
+        return None
+    return found
+
+
+@cache
+def _machine() -> str:
+    """What native code depends on: the processor's features, and the compiler's version."""
+    features = platform.machine() + platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        features = next((line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
+    version = subprocess.run([compiler() or "", "--version"], capture_output=True, text=True, check=True).stdout
+    return features + version
+
+
+@cache
+def cache_folder() -> Path:
+    """Where compiled code is kept: ``FASTCFG_CACHE_DIR``, else the user's cache; a temporary folder if neither can
+    be written."""
+    base = os.environ.get("FASTCFG_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
+    folder = Path(base) if base else Path.home() / ".cache"
+    folder = folder / "fastcfg" / "cpp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if folder.stat().st_uid != os.getuid() or not os.access(folder, os.W_OK):
+            raise PermissionError(folder)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="fastcfg-cpp-"))
+    return folder
+
+
+@cache
+def load(source: str) -> ctypes.CDLL:
+    """The library of a C++ text, from the cache or compiled now.
+
+    Raises:
+        RuntimeError: if there is no compiler, or it does not accept the text.
+    """
+    command = compiler()
+    if command is None:
+        raise RuntimeError("there is no C++ compiler")
+    native = "-mcpu=native" if platform.machine() in ("arm64", "ppc64le") else "-march=native"
+    flags = [*_FLAGS, native, *([] if sys.platform == "darwin" else ["-fopenmp"])]
+    name = hashlib.sha256("\0".join([source, *flags, _machine()]).encode()).hexdigest()[:32]
+    library = cache_folder() / f"{name}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+            text = Path(folder) / "guide.cpp"
+            text.write_text(source)
+            made = Path(folder) / library.name
+            done = subprocess.run([command, *flags, str(text), "-o", str(made)], capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{command} failed: {done.stderr.strip()[:2000]}")
+            made.replace(library)
+    return ctypes.CDLL(str(library))
