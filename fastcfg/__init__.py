@@ -14,7 +14,8 @@ from .classifier import (
     noisy_classifier_loss,
     train_noisy_classifier,
 )
-from .denoiser import GuidedDenoiser
+from .conditions import Condition
+from .denoiser import GuidedDenoiser, PassReport
 from .distill.conventions import (
     check_double_guidance,
     flux_guidance_embedding,
@@ -81,6 +82,7 @@ __all__ = [
     "CFGZeroStar",
     "Clamp",
     "ClassifierGuidance",
+    "Condition",
     "ConditionDropout",
     "DualCFG",
     "GatedCFG",
@@ -94,6 +96,7 @@ __all__ = [
     "MultiCondition",
     "NegativePrompt",
     "NormCap",
+    "PassReport",
     "PerpNeg",
     "Perturbed",
     "Prediction",

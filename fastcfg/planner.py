@@ -15,42 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .conditions import Conditions, same_condition
 from .rules import Linear, Rule
+from .rules.cached import Phase, gate_of, with_phase
+from .schedules import check_step
 
-__all__ = ["PassPlan", "RunCost", "plan", "run_cost", "same_condition"]
-
-Conditions = Mapping[str, Mapping[str, Any]]
-
-
-def same_condition(a: Any, b: Any) -> bool:
-    """Whether two conditions are the same without looking at tensor values.
-
-    Tensors are the same if they are one object or one view of the same memory (address, shape, strides, dtype); two
-    copies of equal values are not. Mappings, lists and tuples are compared item by item, other values by ``==``.
-    """
-    if a is b:
-        return True
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and _same_memory(a, b)
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(same_condition(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(same_condition, a, b))
-    try:
-        return type(a) is type(b) and bool(a == b)
-    except (TypeError, ValueError, RuntimeError):  # Arrays, whose comparison is no single truth value.
-        return False
-
-
-def _same_memory(a: Tensor, b: Tensor) -> bool:
-    if torch.compiler.is_compiling() or a.layout is not torch.strided or b.layout is not torch.strided:
-        return False  # No address to compare.
-    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or a.stride() != b.stride():
-        return False
-    try:
-        return a.numel() > 0 and a.data_ptr() == b.data_ptr() != 0
-    except RuntimeError:  # A fake or wrapped tensor without memory of its own.
-        return False
+__all__ = ["PassPlan", "Planner", "RunCost", "plan", "run_cost", "same_condition"]
 
 
 @dataclass(frozen=True)
@@ -61,13 +31,18 @@ class PassPlan:
         rule: the rule to guide by, its schedules resolved and its zero weights gone.
         passes: conditions to run the model under, in batch order.
         sources: pairs (prediction that :attr:`rule` takes, pass that gives it); several may share one.
-        saved: passes that the full rule would have run besides.
+        saved_by: passes that the full rule would have run besides, by reason (:data:`fastcfg.denoiser.REASONS`).
     """
 
     rule: Rule
     passes: tuple[str, ...]
     sources: tuple[tuple[str, str], ...]
-    saved: int
+    saved_by: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def saved(self) -> int:
+        """Passes that the full rule would have run besides."""
+        return sum(number for _, number in self.saved_by)
 
     @property
     def count(self) -> int:
@@ -92,6 +67,7 @@ def plan(
     *,
     sigma: float | None = None,
     fixed: bool = False,
+    phase: Phase = "auto",
 ) -> PassPlan:
     """The passes that a rule needs at a step.
 
@@ -101,48 +77,129 @@ def plan(
 
     Args:
         conditions: for each name in ``rule.conditions``, the model's keyword arguments; None takes all for different.
-            See :func:`same_condition` for when two are the same.
+            See :func:`fastcfg.planner.same_condition` for when two are the same.
         step, num_steps, sigma: where the sampler is; needed by a rule with schedules.
         fixed: keep the rule's formula and all its predictions, because parameters are overridden at the call; passes
             are still shared.
+        phase: of the rule's gate, where something else than the step has decided it (:class:`fastcfg.GatedCFG`).
 
     Raises:
         TypeError, ValueError: naming the argument.
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"rule: expected a fastcfg rule, got {type(rule).__name__}")
+    _check_names(rule, conditions)
+    resolved, saved_by = _resolve(rule, step, num_steps, sigma, fixed, phase)
+    return _shared(resolved, saved_by, _first_of_same(resolved.conditions, conditions), fixed)
+
+
+def _check_names(rule: Rule, conditions: Conditions | None) -> None:
     names = rule.conditions
-    if conditions is not None:
-        missing = [name for name in names if name not in conditions]
-        extra = [name for name in conditions if name not in names]
-        if missing or extra:
-            raise ValueError(
-                f"conditions: {type(rule).__name__} takes {list(names)}; missing {missing}, unknown {extra}"
-            )
+    if conditions is None or (len(conditions) == len(names) and all(name in conditions for name in names)):
+        return
+    missing = [name for name in names if name not in conditions]
+    extra = [name for name in conditions if name not in names]
+    raise ValueError(f"conditions: {type(rule).__name__} takes {list(names)}; missing {missing}, unknown {extra}")
+
+
+def _resolve(
+    rule: Rule, step: int | None, num_steps: int | None, sigma: float | None, fixed: bool, phase: Phase
+) -> tuple[Rule, list[tuple[str, int]]]:
+    """The rule of a step without its zero weights, and the passes that are saved so far, by reason."""
+    names = rule.conditions
     if (step is None) != (num_steps is None):
         raise ValueError("step, num_steps: give both or neither")
-    resolved = rule
+    resolved = rule if phase == "auto" else with_phase(rule, phase)
     if step is not None and num_steps is not None:
-        resolved = rule.at(step, num_steps, sigma=sigma)
-    elif rule.scheduled:
+        resolved = resolved.at(step, num_steps, sigma=sigma)
+    elif resolved.scheduled:
         raise ValueError("step: the rule has schedules, so the call needs step= and num_steps=")
+    saved_by = [("stock", len(rule.stands_for))] if rule.stands_for else []
+    if gone := len(names) - len(resolved.conditions):
+        saved_by.append(("stopped" if phase == "off" else "cached", gone))
     if not fixed:
+        full = len(resolved.conditions)
+        scheduled = resolved is not rule and gate_of(rule) is None
         resolved = resolved.simplify()
-    first = _first_of_same(resolved.conditions, conditions)
+        if gone := full - len(resolved.conditions):
+            saved_by.append(("schedule" if scheduled else "weight", gone))
+    return resolved, saved_by
+
+
+def _shared(resolved: Rule, saved_by: list[tuple[str, int]], first: Mapping[str, str], fixed: bool) -> PassPlan:
+    """The plan where predictions share passes: ``first`` has for each the one whose pass it takes."""
+    before = len(resolved.conditions)
     if not fixed and any(name != source for name, source in first.items()):
         resolved = _merge(resolved, first)
     sources = tuple((name, first[name]) for name in resolved.conditions)
     passes = tuple(dict.fromkeys(source for _, source in sources))
-    return PassPlan(resolved, passes, sources, len(names) - len(passes))
+    if gone := before - len(passes):
+        saved_by = [*saved_by, ("shared", gone)]
+    return PassPlan(resolved, passes, sources, tuple(saved_by))
+
+
+class Planner:
+    """:func:`plan` of one rule, call after call: what a step has been resolved to is kept.
+
+    Args:
+        rule: the rule to guide by.
+
+    Raises:
+        TypeError: if it is none.
+    """
+
+    KEPT = 4096
+    """Plans that are kept; a run has one for each step."""
+
+    def __init__(self, rule: Rule) -> None:
+        if not isinstance(rule, Rule):
+            raise TypeError(f"rule: expected a fastcfg rule, got {type(rule).__name__}")
+        self.rule = rule
+        self._by_step = rule.scheduled
+        self._resolved: dict[Any, tuple[Rule, list[tuple[str, int]]]] = {}
+        self._plans: dict[Any, PassPlan] = {}
+
+    def plan(
+        self,
+        conditions: Conditions,
+        step: int | None = None,
+        num_steps: int | None = None,
+        *,
+        sigma: float | None = None,
+        fixed: bool = False,
+        phase: Phase = "auto",
+    ) -> PassPlan:
+        """See :func:`plan`."""
+        if isinstance(sigma, Tensor) or torch.compiler.is_compiling():
+            return plan(self.rule, conditions, step, num_steps, sigma=sigma, fixed=fixed, phase=phase)
+        _check_names(self.rule, conditions)
+        key = (step, num_steps, sigma, fixed, phase) if self._by_step else (fixed, phase)
+        if not self._by_step and step is not None and num_steps is not None:
+            check_step(step, num_steps)
+        found = self._resolved.get(key)
+        if found is None or (step is None) != (num_steps is None):
+            if len(self._resolved) >= self.KEPT:
+                self._resolved.clear()
+                self._plans.clear()
+            found = self._resolved[key] = _resolve(self.rule, step, num_steps, sigma, fixed, phase)
+        resolved, saved_by = found
+        first = _first_of_same(resolved.conditions, conditions)
+        whole = (key, *first.values())
+        if (planned := self._plans.get(whole)) is None:
+            planned = self._plans[whole] = _shared(resolved, saved_by, first, fixed)
+        return planned
 
 
 def _first_of_same(names: Sequence[str], conditions: Conditions | None) -> dict[str, str]:
     """For each name the first one under the same condition."""
     first: dict[str, str] = {}
     for name in names:
-        earlier = (n for n, source in first.items() if n == source)
-        same = (n for n in earlier if conditions is not None and same_condition(conditions[n], conditions[name]))
-        first[name] = next(same, name)
+        own = name
+        for other, source in first.items():
+            if other == source and conditions is not None and same_condition(conditions[other], conditions[name]):
+                own = other
+                break
+        first[name] = own
     return first
 
 

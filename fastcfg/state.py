@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 __all__ = ["State"]
+
+_NUMBER = "number."
 
 
 class State:
@@ -14,10 +17,18 @@ class State:
 
     One for each request: pass the same object to each call, and a fresh one (or :meth:`reset`) to start again.
     Nothing is kept anywhere else. Tensors have the predictions' shape, in float32 (float64 for float64).
+
+    Attributes:
+        numbers: host numbers by name, such as the step at which a delta was cached.
+        arriving: numbers that are still on their way from a device: called with whether to wait for them, it gives
+            them, or None while they are not there.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor] | None = None) -> None:
-        self._tensors: dict[str, Tensor] = dict(tensors or {})
+        self.numbers: dict[str, float] = {}
+        self.arriving: Callable[[bool], Mapping[str, float] | None] | None = None
+        self._tensors: dict[str, Tensor] = {}
+        self.load_state_dict(tensors or {})
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
@@ -35,16 +46,34 @@ class State:
         return len(self._tensors)
 
     def __repr__(self) -> str:
-        return f"State({ {name: list(tensor.shape) for name, tensor in self._tensors.items()} })"
+        shapes = {name: list(tensor.shape) for name, tensor in self._tensors.items()}
+        return f"State({shapes | self.numbers})"
 
     def reset(self) -> None:
         """Forget everything."""
         self._tensors.clear()
+        self.numbers.clear()
+        self.arriving = None
+
+    def settle(self, wait: bool = True) -> None:
+        """Bring numbers that have arrived from a device into :attr:`numbers`; with ``wait``, those on their way too."""
+        if self.arriving is not None and (arrived := self.arriving(wait)) is not None:
+            self.numbers.update(arrived)
+            self.arriving = None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The tensors by name, ready for safetensors."""
-        return dict(self._tensors)
+        """The tensors by name, and the numbers as float64 tensors ``number.<name>``, ready for safetensors.
+
+        It waits for numbers that are still on a device.
+        """
+        self.settle()
+        numbers = {_NUMBER + name: torch.tensor(value, dtype=torch.float64) for name, value in self.numbers.items()}
+        return self._tensors | numbers
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace everything by ``tensors``."""
-        self._tensors = dict(tensors)
+        """Replace everything by what :meth:`state_dict` gave."""
+        self.arriving = None
+        self._tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_NUMBER)}
+        self.numbers = {
+            name.removeprefix(_NUMBER): tensor.item() for name, tensor in tensors.items() if name.startswith(_NUMBER)
+        }

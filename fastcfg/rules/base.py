@@ -107,6 +107,8 @@ class Rule:
 
     title: ClassVar[str] = ""
     """One line: the formula and its source."""
+    stands_for: ClassVar[tuple[str, ...]] = ()
+    """Predictions of the guidance it approximates that the rule does without at every step."""
 
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

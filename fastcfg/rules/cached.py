@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import fastcfg_kernels as fk
 
+from ..schedules import Schedule
 from .base import Lowered, Parameter, Rule, check_choice, number_or_schedule
+from .linear import Linear, itself
 
-__all__ = ["GatedCFG", "ResidualCFG"]
+__all__ = ["GatedCFG", "Phase", "ResidualCFG", "gate_of", "with_phase"]
+
+Phase = Literal["auto", "refresh", "reuse", "off"]
 
 
 def cfg_and_delta(scale: Any) -> tuple[Any, Any, Any, Any]:
@@ -29,20 +33,28 @@ def from_stock(scale: Any, delta: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class GatedCFG(Rule):
-    """CFG whose delta is computed at every ``every``-th step and used again between: ``cond + (scale - 1) * delta``.
+    """CFG whose delta is computed at some steps and used again between: ``cond + (scale - 1) * delta``.
 
     Args:
         scale: guidance scale.
-        every: steps from one unconditional pass to the next; 1 is CFG at every step.
-        phase: ``"auto"`` until ``rule.at(step, num_steps)`` makes it ``"refresh"`` (two passes; ``delta`` goes into
-            ``state``) or ``"reuse"`` (one pass).
+        every: most steps from one unconditional pass to the next; 1 is CFG at every step.
+        drift: a bound on how far the delta may have moved since it was cached, as a share of its norm. How fast it
+            moves is measured at each refresh against the one before; None refreshes by ``every`` alone.
+        stop: a share of the conditional prediction's norm: once the delta is shorter at a refresh, it is taken for
+            dead and the rest of the run is ``cond`` alone. None never stops.
+        phase: ``"auto"`` until it is decided: ``"refresh"`` (two passes; ``delta`` goes into ``state``), ``"reuse"``
+            (one pass), or ``"off"`` (one pass, ``cond``).
 
-    Each call needs ``state=``. A reuse without a delta in the state guides by zero, which is ``cond``.
+    A :class:`fastcfg.GuidedDenoiser` decides by what is in ``state``: it keeps count of the steps there and measures.
+    ``rule.at(step, num_steps)`` decides by the step alone, every k-th of which is a refresh. Each call needs
+    ``state=``. A reuse without a delta in the state guides by zero, which is ``cond``.
     """
 
     scale: Parameter = 7.5
     every: int = 2
-    phase: Literal["auto", "refresh", "reuse"] = "auto"
+    phase: Phase = "auto"
+    drift: float | None = None
+    stop: float | None = None
 
     title = "cond + (scale - 1) * delta, delta = cond - uncond of every k-th step"
 
@@ -50,11 +62,17 @@ class GatedCFG(Rule):
         object.__setattr__(self, "scale", number_or_schedule("scale", self.scale))
         if type(self.every) is not int or self.every < 1:
             raise ValueError(f"every: expected 1 or more steps, got {self.every!r}")
-        check_choice("phase", self.phase, ("auto", "refresh", "reuse"))
+        check_choice("phase", self.phase, get_args(Phase))
+        for name in ("drift", "stop"):
+            if (value := getattr(self, name)) is not None:
+                checked = number_or_schedule(name, value)
+                if isinstance(checked, Schedule) or checked < 0:
+                    raise ValueError(f"{name}: expected a share of 0 or more, or None, got {value!r}")
+                object.__setattr__(self, name, checked)
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        return ("cond",) if self.phase == "reuse" else ("uncond", "cond")
+        return ("uncond", "cond") if self.phase in ("auto", "refresh") else ("cond",)
 
     @property
     def scheduled(self) -> bool:
@@ -63,13 +81,41 @@ class GatedCFG(Rule):
     def at(self, step: int, num_steps: int, *, sigma: float | None = None) -> Rule:
         rule = super().at(step, num_steps, sigma=sigma)
         assert isinstance(rule, GatedCFG)
+        if self.phase != "auto":
+            return rule
         return replace(rule, phase="refresh" if step % self.every == 0 else "reuse")
 
+    def simplify(self) -> Rule:
+        idle = self.phase == "off" or (self.phase != "auto" and self.scale == 1.0)
+        return Linear((("cond", 1.0),)) if idle else self
+
     def lower(self) -> Lowered:
+        if self.phase == "off":
+            return Lowered(self.conditions, (fk.Stage(itself),), {})
         params = {"scale": self.scale}
         if self.phase == "reuse":
             return Lowered(self.conditions, (fk.Stage(from_delta),), params, extras=("delta",))
         return Lowered(self.conditions, (fk.Stage(cfg_and_delta),), params, updates=("delta",))
+
+
+def gate_of(rule: Rule) -> GatedCFG | None:
+    """The gate in a rule, under its modifiers."""
+    while not isinstance(rule, GatedCFG):
+        inner = getattr(rule, "rule", None)
+        if not isinstance(inner, Rule):
+            return None
+        rule = inner
+    return rule
+
+
+def with_phase(rule: Rule, phase: Phase) -> Rule:
+    """The rule with its gate in a phase, under the same modifiers."""
+    if isinstance(rule, GatedCFG):
+        return replace(rule, phase=phase)
+    inner = getattr(rule, "rule", None)
+    if not isinstance(inner, Rule):
+        raise ValueError(f"rule: {type(rule).__name__} has no gate")
+    return replace(rule, rule=with_phase(inner, phase))  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)
@@ -87,6 +133,7 @@ class ResidualCFG(Rule):
     delta: Parameter = 1.0
 
     title = "delta*stock + scale * (cond - delta*stock)  [2312.12491]"
+    stands_for = ("uncond",)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", number_or_schedule("scale", self.scale))

@@ -113,7 +113,7 @@ def test_construction_and_model_errors() -> None:
         GuidedDenoiser(3, CFG())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="rule: expected a fastcfg rule"):
         GuidedDenoiser(Model(), 7.5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="mode: expected 'batched' or 'sequential', got 'split'"):
+    with pytest.raises(ValueError, match="mode: expected 'batched', 'sequential', 'auto' or an executor, got 'split'"):
         GuidedDenoiser(Model(), CFG(), mode="split")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="step: the rule has schedules"):
         GuidedDenoiser(Model(), CFG(schedules.Linear(1, 2)))(X, 0.5, conditions=given)

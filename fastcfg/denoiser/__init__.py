@@ -1,0 +1,19 @@
+"""A model and its guidance as one callable, and how its passes are run: batched, skipped, captured, by request."""
+
+from .automatic import Auto
+from .batching import Padding
+from .guided import GuidedDenoiser
+from .passes import Batched, Executor, Pass, Sequential
+from .report import REASONS, PassReport
+
+__all__ = [
+    "REASONS",
+    "Auto",
+    "Batched",
+    "Executor",
+    "GuidedDenoiser",
+    "Padding",
+    "Pass",
+    "PassReport",
+    "Sequential",
+]

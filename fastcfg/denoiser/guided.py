@@ -1,0 +1,198 @@
+"""The guided denoiser: which passes a step needs, how they are run, and their guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from ..conditions import Conditions
+from ..guidance import guide
+from ..parameterization import Prediction
+from ..planner import PassPlan, Planner
+from ..rules import Rule
+from ..rules.cached import gate_of
+from ..state import State
+from .automatic import Auto
+from .channels import GuidedChannels
+from .gate import Gate
+from .passes import Batched, Executor, Sequential, passes_of, prediction_of
+from .report import PassReport
+
+__all__ = ["GuidedDenoiser", "Mode", "executor_of"]
+
+Mode = Literal["batched", "sequential", "auto"]
+_MODES: dict[str, Callable[[], Executor]] = {"batched": Batched, "sequential": Sequential, "auto": Auto}
+
+
+def executor_of(mode: Mode | Executor) -> Executor:
+    """The executor of a mode's name, or the one that is given.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if isinstance(mode, str) and mode in _MODES:
+        return _MODES[mode]()
+    if isinstance(mode, Executor) and not isinstance(mode, type):
+        return mode
+    raise ValueError(f"mode: expected 'batched', 'sequential', 'auto' or an executor, got {mode!r}")
+
+
+class GuidedDenoiser:
+    """Calls ``model(x, t, **condition)`` for each prediction that a step needs, and guides.
+
+    Args:
+        model: any callable ``model(x, t, **kwargs)`` that returns a tensor ``[B, ...]``, an output with ``.sample``,
+            or a tuple that begins with the prediction.
+        rule: the guidance; its schedules are resolved by the ``step`` of each call.
+        mode: how passes are run: ``"batched"`` (one call of the model on all passes, in the order of
+            ``rule.conditions``), ``"sequential"`` (a call for each: less memory, and right for models whose samples
+            interact), ``"auto"`` (by free memory, see :class:`Auto`), or an :class:`Executor`, such as
+            ``Batched(padding={"encoder_hidden_states": "encoder_attention_mask"})``.
+        backend: as for :func:`fastcfg.guide`.
+        output: takes the prediction out of what the model returns, where it is none of the above.
+        guided_channels: how many channels (of dim 1) are guided, for a model that predicts more: 4 of 8, say, with a
+            learned variance. None guides all.
+        rest: the pass whose other channels follow the guided ones in the result; a step that does not run it takes
+            the first it runs. None leaves them out.
+        wait: a gate that measures (:class:`fastcfg.GatedCFG` with ``drift`` or ``stop``) waits for the device at
+            each refresh; without it a measure counts once it has arrived.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        rule: Rule,
+        *,
+        mode: Mode | Executor = "batched",
+        backend: str | None = None,
+        output: Callable[[Any], Tensor] | None = None,
+        guided_channels: int | None = None,
+        rest: str | None = None,
+        wait: bool = False,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"model: expected a callable model(x, t, **conditions), got {type(model).__name__}")
+        if output is not None and not callable(output):
+            raise TypeError(f"output: expected a callable, got {type(output).__name__}")
+        self.model = model
+        self.backend = backend
+        self.executor = executor_of(mode)
+        self._take = output or prediction_of
+        self._planner = Planner(rule)
+        self._gate = None if gate_of(rule) is None else Gate(rule, wait)
+        self._channels = None if guided_channels is None else GuidedChannels(guided_channels, rest)
+        if rest is not None and (guided_channels is None or rest not in rule.conditions):
+            raise ValueError(f"rest: expected one of {list(rule.conditions)}, with guided_channels, got {rest!r}")
+        self._report = PassReport()
+
+    @property
+    def rule(self) -> Rule:
+        """The guidance."""
+        return self._planner.rule
+
+    @property
+    def passes_run(self) -> int:
+        """Passes of one batch of samples that were run."""
+        return self._report.run
+
+    @property
+    def passes_saved(self) -> int:
+        """Passes that the full guidance would have run besides; :meth:`report` says why they were not."""
+        return self._report.saved
+
+    def report(self) -> PassReport:
+        """The passes run and saved so far, by reason. Calls inside of a ``torch.compile`` are not counted."""
+        return self._report.copy()
+
+    def reset(self) -> None:
+        """Set the counters to zero and let go of the executor's buffers."""
+        self._report = PassReport()
+        reset = getattr(self.executor, "reset", None)
+        if reset is not None:
+            reset()
+
+    def plan(
+        self,
+        conditions: Conditions,
+        step: int | None = None,
+        num_steps: int | None = None,
+        *,
+        sigma: float | None = None,
+        params: Mapping[str, Any] | None = None,
+        state: State | None = None,
+    ) -> PassPlan:
+        """The passes of a step, as a call with the same arguments would run them; nothing is run or counted."""
+        phase = self._gate.phase(state, step) if self._gate and state is not None and step is not None else "auto"
+        return self._planner.plan(conditions, step, num_steps, sigma=sigma, fixed=bool(params), phase=phase)
+
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        *,
+        conditions: Conditions,
+        step: int | None = None,
+        num_steps: int | None = None,
+        sigma: float | None = None,
+        params: Mapping[str, Any] | None = None,
+        state: State | None = None,
+        prediction: Prediction | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """The guided prediction at one step.
+
+        Args:
+            x: the noisy latent ``[B, ...]``.
+            t: timestep as the model wants it: a number, a 0-dim tensor, or ``[B]``.
+            conditions: for each name in ``rule.conditions``, the model's keyword arguments, or a
+                :class:`fastcfg.Condition` with a model or hooks of its own. In a batch their tensors have dim 0 of B
+                and are concatenated; everything else must be the same for all.
+            step, num_steps: where the sampler is; needed by a rule with schedules.
+            sigma: the step's noise level, for schedules that run on it.
+            params: overrides as for :func:`fastcfg.guide`; a parameter given here is not used to skip passes.
+            state: what a rule with memory carries from step to step: one for each request.
+            prediction: what the model predicts at which noise level, for a rule with a domain.
+            out: tensor to write.
+
+        Returns:
+            ``[B, ...]`` in the model's output dtype.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        planned = self.plan(conditions, step, num_steps, sigma=sigma, params=params, state=state)
+        if not torch.compiler.is_compiling():
+            self._report.count(len(planned.passes), planned.saved_by)
+        results = self.executor.run(x, t, passes_of(planned.passes, conditions, self.model, self._take))
+        space: dict[str, Any] = {} if prediction is None else {"x": x, "prediction": prediction}
+
+        def guided(predictions: Mapping[str, Tensor], to: Tensor | None) -> Tensor:
+            return self._guide(planned, predictions, step, params, state, space, to)
+
+        return guided(results, out) if self._channels is None else self._channels.guide(planned, results, guided, out)
+
+    def _guide(
+        self,
+        planned: PassPlan,
+        results: Mapping[str, Tensor],
+        step: int | None,
+        params: Mapping[str, Any] | None,
+        state: State | None,
+        space: Mapping[str, Any],
+        out: Tensor | None,
+    ) -> Tensor:
+        if planned.unguided:
+            only = results[planned.passes[0]]
+            return only if out is None else out.copy_(only)
+        predictions = cast(dict[str, Any], planned.predictions(results))
+        refreshes = self._gate is not None and state is not None and "delta" in planned.rule.lowered.updates
+        old = state["delta"] if refreshes and state is not None and "delta" in state else None
+        guided: Tensor = guide(
+            planned.rule, params=params, backend=self.backend, state=state, out=out, **space, **predictions
+        )
+        if refreshes and self._gate is not None and state is not None and step is not None:
+            self._gate.refreshed(state, step, old, predictions["cond"])
+        return guided
