@@ -108,18 +108,22 @@ def compile_ahead(
 
     from .triton_kernels import apply_kernel, row_kernel, tile_kernel
 
-    size = len(program.predictions) + len(program.extras)
+    size = program.width + program.affine
+    rest = len(program.predictions) + len(program.extras) - size
     acc = accumulator(dtype)
     number = f"*{_TYPES[dtype]}"
     fixed = {**kernel_constants(program), "ACC": tl.float64 if acc == torch.float64 else tl.float32}
     fixed["STRIDES"] = (-1,) * len(program.params)
+    fixed["RESULTS"] = tuple(range(program.results))
     signatures: dict[str, Any] = {
-        "predictions": (number,) * len(program.predictions) + (f"*{_TYPES[acc]}",) * len(program.extras),
-        "outs": (number,) + (f"*{_TYPES[acc]}",) * (program.outputs - 1),
+        "predictions": (number,) * len(program.predictions) + (f"*{_TYPES[acc]}",) * (size - len(program.predictions)),
+        "outs": (number,) + (f"*{_TYPES[acc]}",) * (program.results - 1),
+        "tail": (f"*{_TYPES[acc]}",) * rest,
         "params": ("fp32",) * len(program.params),
         "workspace": f"*{_TYPES[acc]}",
         "strides": ("i64",) * size,
-        "out_strides": ("i64",) * program.outputs,
+        "out_strides": ("i64",) * program.results,
+        "tail_strides": ("i64",) * rest,
         "count": "i64",
         "tiles": "i32",
     }
@@ -145,7 +149,9 @@ def compile_ahead(
                 if name in ("predictions", "strides"):
                     attrs |= {(i, k): divisible for k in range(size)}
                 elif name in ("outs", "out_strides"):
-                    attrs |= {(i, k): divisible for k in range(program.outputs)}
+                    attrs |= {(i, k): divisible for k in range(program.results)}
+                elif name in ("tail", "tail_strides"):
+                    attrs |= {(i, k): divisible for k in range(rest)}
                 elif name in ("workspace", "count"):
                     attrs[(i,)] = divisible
         # A wavefront of AMD has 64 lanes: half the warps make the same number of threads.

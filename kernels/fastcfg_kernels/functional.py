@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .program import Program
-from .tiles import accumulator, basis, sample_sums, spread
+from .tiles import accumulator, basis, sample_sums, spread, valid_count
 
 __all__ = ["combine", "guide_rows"]
 
@@ -33,22 +33,32 @@ def combine(
 ) -> list[Tensor]:
     """``sum_k w_k b_k`` over the difference basis and the extras for each output, in the accumulator's dtype.
 
+    The first is clamped, taken back to the predictions' own space, and becomes the rows of a step.
+
     Args:
-        inputs: K predictions ``[..., N]``, then E extras.
+        inputs: the program's inputs ``[..., N]``.
         weighed: what ``program.weigh`` returned: numbers or ``[...]`` tensors.
         params: in the order of ``program.params``; only an affine program needs them.
     """
-    vectors = basis(program, inputs, params, accumulator(inputs[0].dtype))
+    acc = accumulator(inputs[0].dtype)
+    vectors = basis(program, inputs, params, acc)
     width = program.width
-    results = [_weighted_sum(weighed[o * width : (o + 1) * width], vectors) for o in range(program.outputs)]
+    end = program.outputs * width
+    results = [_weighted_sum(weighed[o : o + width], vectors) for o in range(0, end, width)]
     if program.clamps:
-        low, high = (spread(bound, results[0]) for bound in weighed[-2:])
+        low, high = (spread(bound, results[0]) for bound in weighed[end : end + 2])
         if isinstance(low, Tensor) != isinstance(high, Tensor):
             low, high = (torch.as_tensor(b, dtype=results[0].dtype, device=results[0].device) for b in (low, high))
         results[0] = torch.clamp(results[0], low, high)
     if program.affine:
         shift, gain = (spread(v, results[0]) for v in params[-2:])
-        results[0] = (results[0] - shift * inputs[-1].to(results[0].dtype)) / gain
+        results[0] = (results[0] - shift * inputs[width].to(acc)) / gain
+    if program.rows:
+        size = len(program.predictions) + len(program.extras)
+        terms = [results[0], *(tensor.to(acc) for tensor in inputs[width:size])]
+        coefficients = weighed[len(weighed) - program.rows * len(terms) :]
+        rows = range(0, len(coefficients), len(terms))
+        results[:1] = [_weighted_sum(coefficients[r : r + len(terms)], terms) for r in rows]
     return results
 
 
@@ -56,17 +66,14 @@ def guide_rows(program: Program, inputs: Sequence[Tensor], params: Sequence[Any]
     """Sums, weights and combine of rows.
 
     Args:
-        inputs: K predictions ``[..., N]`` of one floating dtype, then E extras in the accumulator's; a row is a
-            sample.
+        inputs: K predictions ``[..., N]`` of one floating dtype, then the extras, then the elementwise scale and the
+            mask where the program has them; a row is a sample.
         params: numbers, 0-dim or ``[...]`` tensors, in the order of ``program.params``.
 
     Returns:
-        The guided prediction ``[..., N]`` in the predictions' dtype, then the other outputs in the accumulator's.
+        The program's results ``[..., N]`` in the accumulator's dtype.
     """
-    dtype = inputs[0].dtype
-    acc = accumulator(dtype)
+    acc = accumulator(inputs[0].dtype)
     values = tuple(p.to(acc) if isinstance(p, Tensor) else p for p in params)
     sums = tuple(sample_sums(program, inputs, values)) if program.reduces else ()
-    count = torch.sym_float(inputs[0].shape[-1])  # type: ignore[no-untyped-call]
-    first, *others = combine(program, inputs, program.weigh(sums, count, values), values)
-    return [first.to(dtype), *others]
+    return combine(program, inputs, program.weigh(sums, valid_count(program, inputs, acc), values), values)

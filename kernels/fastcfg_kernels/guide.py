@@ -25,6 +25,9 @@ __all__ = ["Backend", "choose_backend", "guide", "guide_checked", "guide_outputs
 Backend = Literal["auto", "triton", "inductor", "torch"]
 _BACKENDS = get_args(Backend)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+Target = tuple[int, torch.dtype | Tensor]
+"""A result of a program by number, and the tensor that it is written to or the dtype of a new one."""
+
 _BROKEN: set[Program] = set()
 
 
@@ -54,6 +57,8 @@ def choose_backend(program: Program, sample: int, device: torch.device, requeste
     if chosen == "triton":
         if reason := triton_backend.unavailable(device):
             raise RuntimeError(f"backend: 'triton' is not available: {reason}")
+        if program.scaled or program.masked:
+            raise RuntimeError("backend: 'triton' has no elementwise scales and masks")
         return "triton"
     if chosen == "inductor":
         if device.type != "cpu" or not can_compile():
@@ -62,7 +67,8 @@ def choose_backend(program: Program, sample: int, device: torch.device, requeste
     if chosen == "auto" and device.type != "cpu":
         if program.is_lerp:
             return "lerp"
-        if program not in _BROKEN and triton_backend.unavailable(device) is None:
+        elementwise = program.scaled or program.masked
+        if program not in _BROKEN and not elementwise and triton_backend.unavailable(device) is None:
             return "triton"
         return "torch"
     if device.type != "cpu":
@@ -127,23 +133,29 @@ def _dense_sample(tensor: Tensor) -> bool:
     return True
 
 
-def _rows(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _rows(tensors: Sequence[Tensor], elementwise: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Tensors ``[B, ...]`` as ``[B, N]`` with last stride 1, without a copy where the strides allow it.
 
     Where all share one dense order of memory (``channels_last``, say), that order is taken: sums do not depend on
     which element comes where.
+
+    Args:
+        elementwise: of the same shape, with strides of zero perhaps: they come back as views ``[B, ...]`` whose other
+            dimensions are in the order of the rows' elements.
     """
     first = tensors[0]
     batch = first.shape[0]
     if all(t.is_contiguous() for t in tensors):
-        return [t.view(batch, -1) for t in tensors]
+        return [t.view(batch, -1) for t in tensors], list(elementwise)
     strides = first.stride()[1:]
     if all(t.stride()[1:] == strides for t in tensors) and _dense_sample(first):
         count = first[0].numel()
-        return [t.as_strided((batch, count), (t.stride(0), 1)) for t in tensors]
+        order = [0, *sorted(range(1, first.dim()), key=lambda d: -first.stride(d))]
+        rows = [t.as_strided((batch, count), (t.stride(0), 1)) for t in tensors]
+        return rows, [e.permute(order) for e in elementwise]
     # A reshape may be a view with another last stride, where the batch is the innermost dimension.
     rows = [t.reshape(batch, -1) for t in tensors]
-    return [r if r.shape[1] == 1 or r.stride(1) == 1 else r.contiguous() for r in rows]
+    return [r if r.shape[1] == 1 or r.stride(1) == 1 else r.contiguous() for r in rows], list(elementwise)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
@@ -179,7 +191,7 @@ def guide(
         TypeError, ValueError: naming the argument, for anything that does not fit.
         RuntimeError: if a backend is asked for that can't run there.
     """
-    if program.extras or program.outputs != 1:
+    if program.extras or program.results != 1:
         raise ValueError("program: has state; guide it with guide_outputs")
     return guide_outputs(predictions, program, params, out=out, backend=backend, strategy=strategy, check=check)[0]
 
@@ -224,7 +236,10 @@ def guide_checked(
     values: Sequence[Any],
     *,
     extras: Sequence[Tensor] = (),
+    scale: Tensor | None = None,
+    mask: Tensor | None = None,
     out: Tensor | None = None,
+    targets: Sequence[Target] | None = None,
     backend: str | None = None,
     strategy: Strategy | None = None,
 ) -> list[Tensor]:
@@ -232,6 +247,12 @@ def guide_checked(
 
     Args:
         values: parameters in the order of ``program.params``, as :func:`check_param` returns them.
+        scale: factor of the deltas, for a scaled program: floating, of a shape that broadcasts to the predictions'.
+        mask: for a masked program, zero or False where the sums leave an element out; its shape likewise.
+        targets: what to write, and where; default ``out``, and new tensors for the other results.
+
+    Returns:
+        A tensor for each target.
     """
     first = predictions[0]
     _check(program.predictions, predictions)
@@ -241,28 +262,56 @@ def guide_checked(
         _check((program.predictions[0], "out"), (first, out))
     acc = accumulator(first.dtype)
     inputs = [*predictions, *extras]
+    elementwise = _check_elementwise(program, first, scale, mask)
+    if targets is None:
+        targets = [(0, first.dtype if out is None else out), *((k, acc) for k in range(1, program.results))]
+    for _, target in targets:
+        if isinstance(target, Tensor) and (target.shape != first.shape or target.device != first.device):
+            expected = f"{list(first.shape)} on {first.device}"
+            raise ValueError(f"out: expected a tensor {expected}, got {list(target.shape)} on {target.device}")
     if first.numel() == 0:
-        others = [torch.empty_like(first, dtype=acc) for _ in range(1, program.outputs)]
-        return [torch.empty_like(first) if out is None else out, *others]
+        return [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and _requires_grad(inputs, values)):
-        results = functional.guide_rows(program, [p.flatten(1) for p in inputs], values)
-        shaped = [r.view(first.shape) for r in results]
-        return shaped if out is None else [out.copy_(shaped[0]), *shaped[1:]]
+        rows = [t.flatten(1) for t in (*inputs, *elementwise)]
+        shaped = [r.view(first.shape) for r in functional.guide_rows(program, rows, values)]
+        return [shaped[k].to(t) if isinstance(t, torch.dtype) else t.copy_(shaped[k]) for k, t in targets]
 
     path = choose_backend(program, first.numel() // first.shape[0], first.device, backend)
     if path == "lerp":
         if (done := _lerp(program, predictions, values, out)) is not None:
             return [done]
         path = "small" if first.device.type == "cpu" and backend != "torch" else "torch"
-    targets = [torch.empty_like(first) if out is None else out]
-    targets += [torch.empty_like(first, dtype=acc) for _ in range(1, program.outputs)]
-    if path == "small" and all(t.is_contiguous() for t in (*inputs, *targets)):
+    results = [k for k, _ in targets]
+    made = [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
+    if path == "small" and not elementwise and all(t.is_contiguous() for t in (*inputs, *made)):
         # The shortest way, for calls whose time is their own overhead.
         shape = (first.shape[0], -1)
-        guide_small(program, [t.view(shape) for t in inputs], values, [t.view(shape) for t in targets])
-        return targets
-    _run(path, program, inputs, values, targets, strategy, forced=backend in ("triton", "inductor"))
-    return targets
+        guide_small(program, [t.view(shape) for t in inputs], values, [t.view(shape) for t in made], results)
+        return made
+    forced = backend in ("triton", "inductor")
+    _run(path, program, inputs, elementwise, values, made, results, strategy, forced=forced)
+    return made
+
+
+def _check_elementwise(program: Program, first: Tensor, scale: Tensor | None, mask: Tensor | None) -> list[Tensor]:
+    """The program's elementwise inputs as views of the predictions' shape."""
+    views = []
+    for name, given, wanted in (("scale", scale, program.scaled), ("mask", mask, program.masked)):
+        if (given is not None) != wanted:
+            raise ValueError(f"{name}: the program takes {'one' if wanted else 'none'}")
+        if given is None:
+            continue
+        if name == "scale" and not given.is_floating_point():
+            raise TypeError(f"{name}: expected a floating tensor, got {given.dtype}")
+        if given.device != first.device:
+            raise ValueError(f"{name}: expected a tensor on {first.device}, got one on {given.device}")
+        try:
+            views.append(given.expand(first.shape))
+        except RuntimeError:
+            raise ValueError(
+                f"{name}: expected a shape that broadcasts to {list(first.shape)}, got {list(given.shape)}"
+            ) from None
+    return views
 
 
 def _check_extras(program: Program, first: Tensor, extras: Sequence[Tensor]) -> None:
@@ -299,13 +348,15 @@ def _run(
     path: str,
     program: Program,
     inputs: Sequence[Tensor],
+    elementwise: Sequence[Tensor],
     values: Sequence[Any],
     targets: Sequence[Tensor],
+    results: Sequence[int],
     strategy: Strategy | None,
     forced: bool,
 ) -> None:
     """Run a path on the tensors as rows, and bring to ``targets`` what it could not write there itself."""
-    rows = _rows([*inputs, *targets])
+    rows, views = _rows([*inputs, *targets], elementwise)
     sources, destinations = rows[: len(inputs)], rows[len(inputs) :]
     for k, (row, target) in enumerate(zip(destinations, targets, strict=True)):
         # A reshape that had to copy leaves the target apart; a compiled function may not write what it also reads.
@@ -315,7 +366,7 @@ def _run(
 
     if path == "triton":
         try:
-            triton_backend.guide_triton(program, sources, values, destinations, strategy=strategy)
+            triton_backend.guide_triton(program, sources, values, destinations, results, strategy=strategy)
         except Exception as error:
             if forced:
                 raise
@@ -323,9 +374,10 @@ def _run(
             reason = f"{type(error).__name__}: {error}"
             warn_once(f"fastcfg: a Triton kernel could not be built or launched, the torch path is used ({reason})")
             path = "torch"
+    sources += [view.reshape(sources[0].shape) for view in views]
     if path == "inductor":
         try:
-            guide_compiled(program, sources, values, destinations)
+            guide_compiled(program, sources, values, destinations, results)
         except Exception as error:
             if forced:
                 raise
@@ -334,11 +386,12 @@ def _run(
             warn_once(f"fastcfg: Inductor could not compile a guidance, the torch path is used ({reason})")
             path = "torch"
     if path == "small":
-        guide_small(program, sources, values, destinations)
+        guide_small(program, sources, values, destinations, results)
     elif path == "torch":
         with torch.no_grad():
-            for destination, result in zip(destinations, functional.guide_rows(program, sources, values), strict=True):
-                destination.copy_(result)
+            made = functional.guide_rows(program, sources, values)
+            for destination, k in zip(destinations, results, strict=True):
+                destination.copy_(made[k])
     for row, destination, target in zip(rows[len(inputs) :], destinations, targets, strict=True):
         if destination.data_ptr() != target.data_ptr():
             # The same order of elements as the rows were read in: the target's memory where it is dense.

@@ -49,18 +49,21 @@ ONE_THREAD = 500_000
 
 
 class _Sample:
-    """One sample's program, compiled by Inductor, for a dtype, the presence of a partial tile, and one thread or all.
+    """One sample's program, compiled by Inductor, for dtypes, the presence of a partial tile, and one thread or all.
 
     Dynamo finds the compiled function for a length the first time; after that it is called by itself, since Dynamo's
     own work costs more than a medium sample. A length is kept only where it is certain which function it led to.
     """
 
-    def __init__(self, program: Program, dtype: torch.dtype, rest: bool, alone: bool) -> None:
+    def __init__(
+        self, program: Program, results: tuple[int, ...], dtypes: tuple[torch.dtype, ...], rest: bool, alone: bool
+    ) -> None:
         self._options: dict[str, Any] = {"cpp.threads": 1} if alone else {}
 
         def sample(outs: tuple[Tensor, ...], params: tuple[Tensor, ...], *inputs: Tensor) -> None:
-            for out, result in zip(outs, functional.guide_rows(program, inputs, params), strict=True):
-                out.copy_(result)
+            made = functional.guide_rows(program, inputs, params)
+            for out, k in zip(outs, results, strict=True):
+                out.copy_(made[k])
 
         # Dynamo counts recompilations by code object, so each has its own.
         code = sample.__code__.replace(co_name=f"fastcfg_sample_{next(_numbers)}")
@@ -118,15 +121,18 @@ def _scalar(value: float, dtype: torch.dtype, place: int) -> Tensor:
     return torch.tensor(value, dtype=dtype)
 
 
-def guide_compiled(program: Program, inputs: Sequence[Tensor], params: Sequence[Any], outs: Sequence[Tensor]) -> None:
-    """Guide ``[B, N]`` contiguous rows by an Inductor function of one sample, run sample by sample; writes ``outs``.
+def guide_compiled(
+    program: Program, inputs: Sequence[Tensor], params: Sequence[Any], outs: Sequence[Tensor], results: Sequence[int]
+) -> None:
+    """Guide ``[B, N]`` contiguous rows by an Inductor function of one sample, run sample by sample.
 
-    No output may overlap an input.
+    Writes result ``results[k]`` to ``outs[k]``. No output may overlap an input.
     """
     batch, count = inputs[0].shape
     acc = accumulator(inputs[0].dtype)
     values = [tuple(_scalar(v, acc, k) for k, v in enumerate(row)) for row in host_params(params, batch)]
-    run = _compiled(program, inputs[0].dtype, count % TILE != 0, count < ONE_THREAD)
+    dtypes = tuple(t.dtype for t in (*inputs, *outs))
+    run = _compiled(program, tuple(results), dtypes, count % TILE != 0, count < ONE_THREAD)
     with _compile_lock:
         for b in range(batch):
             run([o[b] for o in outs], values[b], [p[b] for p in inputs])

@@ -18,7 +18,8 @@ basis**, the first prediction and the deltas::
         return 1.0, scale            # uncond + scale * (cond - uncond)
 
 A **modifier** works on the result of what stands before it, named ``y``, and returns a factor for it, or the
-bounds of a clamp.
+bounds of a clamp. A **step** comes last, and returns the rows of a matrix: each is one output, as weights of the
+finished result and of further inputs. So a solver's step runs in the pass that guides, after a clamp too.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .generated import function_from_source
 
 __all__ = ["Pair", "Program", "Stage", "compile_program"]
 
-Kind = Literal["weights", "factor", "clamp"]
+Kind = Literal["weights", "factor", "clamp", "step"]
 Pair = tuple[str, str, str]  # (kind, vector, vector), kind being "dot" or "cov"
 
 _RESULT = "y"
@@ -45,11 +46,14 @@ class Stage:
 
     Args:
         fn: the formula, a plain function of scalars.
-        kind: ``"weights"`` (first stage), ``"factor"`` (``y *= f``) or ``"clamp"`` (``y = clip(y, low, high)``).
+        kind: ``"weights"`` (first stage), ``"factor"`` (``y *= f``), ``"clamp"`` (``y = clip(y, low, high)``) or
+            ``"step"`` (last stage: ``rows`` outputs in the place of y).
         rename: pairs ``(argument, public name)`` for parameters that callers know by another name.
         vectors: pairs ``(name, prediction)`` for sums of a vector that the formula calls by a name of its own.
         width: for weights, how many of the predictions they are for (default all); the others weigh nothing, and
             serve modifiers.
+        reads: for a step, names of the inputs that it weighs beside y.
+        rows: for a step, its outputs. The formula returns ``1 + len(reads)`` weights for each, y's first.
     """
 
     fn: Callable[..., Any]
@@ -57,6 +61,8 @@ class Stage:
     rename: tuple[tuple[str, str], ...] = ()
     vectors: tuple[tuple[str, str], ...] = ()
     width: int | None = None
+    reads: tuple[str, ...] = ()
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,12 @@ class Program:
     Attributes:
         predictions: names of the inputs, the base first.
         extras: names of further inputs that are no predictions and have no delta (a momentum, a noise, ``x``).
+        tail: how many of the extras, the last ones, are no vectors: they are read after the combine alone (``x`` of
+            an affine program, and what a step weighs).
         outputs: results of the combine: the guided prediction, then new values of state.
+        rows: outputs of the step, which stand in the place of the guided prediction; 0 without a step.
+        scaled: whether the deltas are multiplied by an elementwise input that comes after the extras.
+        masked: whether the sums leave out the elements where a further input, the last, is zero.
         pairs: the sums needed, as ``(kind, vector, vector)``. Vectors are numbered: ``0 … K-1`` is the difference
             basis, ``K … K+E-1`` the extras, and after them come the predictions other than the base. The first
             K+E carry weights.
@@ -74,15 +85,19 @@ class Program:
         params: public names of the parameters, in call order.
         clamps: whether the result is clipped to ``[low, high]``.
         affine: whether the formulas work on ``shift * x + gain * prediction`` and the result is taken back. ``x`` is
-            the last input then, and ``shift`` and ``gain`` are the last two parameters.
+            the first of the tail then, and ``shift`` and ``gain`` are the last two parameters.
         source: the text of :attr:`weigh`, a function ``weigh(sums, count, params)`` of two tuples and a number;
-            ``sums`` holds the pairs' sums and then the means. It returns K+E weights for each output, and then
-            ``low, high`` for the first where :attr:`clamps`.
+            ``sums`` holds the pairs' sums and then the means. It returns K+E weights for each output, then
+            ``low, high`` for the first where :attr:`clamps`, then the step's rows.
     """
 
     predictions: tuple[str, ...]
     extras: tuple[str, ...]
+    tail: int
     outputs: int
+    rows: int
+    scaled: bool
+    masked: bool
     pairs: tuple[tuple[str, int, int], ...]
     means: tuple[int, ...]
     params: tuple[str, ...]
@@ -103,12 +118,17 @@ class Program:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.predictions, self.extras, self.stages, self.affine))
+        return hash((self.predictions, self.extras, self.stages, self.affine, self.scaled, self.masked))
 
     @cached_property
     def width(self) -> int:
-        """Vectors that carry weights: the difference basis and the extras without ``x``."""
-        return len(self.predictions) + len(self.extras) - self.affine
+        """Vectors that carry weights: the difference basis and the extras without the tail."""
+        return len(self.predictions) + len(self.extras) - self.tail
+
+    @cached_property
+    def results(self) -> int:
+        """What a call gives: the step's rows or the guided prediction, and then the other outputs."""
+        return (self.rows or 1) + self.outputs - 1
 
     @cached_property
     def reduces(self) -> bool:
@@ -121,6 +141,7 @@ class Program:
         return (
             len(self.predictions) == 2
             and not self.extras
+            and not self.scaled
             and self.outputs == 1
             and not self.reduces
             and not self.clamps
@@ -175,6 +196,8 @@ class _Writer:
         self.means: list[int] = []
         self.params: list[str] = []
         self.lines: list[str] = []
+        self.bounds: list[str] = []
+        self.steps: list[str] = []
 
     def pair(self, kind: str, a: int, b: int) -> str:
         key = (kind, min(a, b), max(a, b))
@@ -235,17 +258,22 @@ class _Writer:
         elif stage.kind == "factor":
             self.lines.append(f"factor{index} = {call}")
             self.lines.extend(f"w{i} = w{i} * factor{index}" for i in range(self.vectors.size))
-        else:
+        elif stage.kind == "clamp":
             self.lines.append(f"low, high = {call}")
+            self.bounds = ["low", "high"]
+        else:
+            self.steps = [f"row{i}" for i in range(stage.rows * (1 + len(stage.reads)))]
+            self.lines.append(f"{', '.join(self.steps)} = {call}")
 
     @staticmethod
     def weight(output: int, vector: int) -> str:
         """The variable that holds an output's weight of a vector; modifiers work on the first output."""
         return f"w{vector}" if output == 0 else f"update{output}_{vector}"
 
-    def source(self, clamps: bool) -> str:
+    def source(self) -> str:
         results = [self.weight(output, i) for output in range(self.outputs) for i in range(self.vectors.size)]
-        result = ", ".join(results + ["low", "high"] * clamps) + "," * (len(results) == 1)
+        results += self.bounds + self.steps
+        result = ", ".join(results) + "," * (len(results) == 1)
         text = "\n".join(["def weigh(sums, count, params):", *(f"    {line}" for line in self.lines)])
         text += f"\n    return {result}\n"
         for i in reversed(range(len(self.pairs))):
@@ -266,16 +294,20 @@ def compile_program(
     extras: tuple[str, ...] = (),
     outputs: int = 1,
     affine: bool = False,
+    scaled: bool = False,
+    masked: bool = False,
 ) -> Program:
     """Compile formulas over named predictions into a :class:`Program` (cached).
 
     Args:
         predictions: names, the base first.
-        stages: the rule's formula and then its modifiers, innermost first. A clamp is last.
+        stages: the rule's formula and then its modifiers, innermost first; then a clamp; then a step.
         extras: names of further inputs.
         outputs: how many results the rule's formula returns weights for. It returns the weights of all of them one
             after the other, each over the difference basis and then the extras.
         affine: work on ``shift * x + gain * prediction``; adds the input ``x`` and the parameters ``shift, gain``.
+        scaled: multiply the deltas by a further input, elementwise, before anything else.
+        masked: leave elements out of the sums by a further input.
 
     Raises:
         ValueError: for a name that is not known, an argument list that cannot be read, or stages out of order.
@@ -284,24 +316,36 @@ def compile_program(
         raise ValueError(f"predictions: expected distinct names, got {predictions!r} and extras {extras!r}")
     if not stages or stages[0].kind != "weights" or any(s.kind == "weights" for s in stages[1:]):
         raise ValueError("stages: the first, and only the first, returns weights")
-    clamps = [s.kind == "clamp" for s in stages]
-    if any(clamps[:-1]):
+    step = stages[-1] if stages[-1].kind == "step" else None
+    modifiers = stages[1 : -1 if step else None]
+    if any(s.kind == "step" for s in modifiers):
+        raise ValueError("stages: a step comes last")
+    if any(s.kind == "clamp" for s in modifiers[:-1]):
         raise ValueError("stages: a clamp is elementwise and has to be the outermost modifier")
+    if step and (step.rows < 1 or len({*step.reads, *extras}) != len(step.reads) + len(extras)):
+        raise ValueError(f"stages: a step has at least one row, and inputs of its own, got {step.rows}, {step.reads}")
+    if step and affine and step.reads[:1] != ("x",):
+        raise ValueError(f"stages: the step of an affine program reads x first, got {step.reads}")
     width = stages[0].width or len(predictions)
     if not 1 <= width <= len(predictions):
         raise ValueError(f"stages: width: expected 1 ... {len(predictions)}, got {width}")
     writer = _Writer(predictions, extras, width, outputs)
     for index, stage in enumerate(stages):
         writer.stage(index, stage)
-    source = writer.source(clamps[-1])
+    source = writer.source()
+    tail = step.reads if step else ("x",) * affine
     return Program(
         predictions=predictions,
-        extras=(*extras, "x") if affine else extras,
+        extras=(*extras, *tail),
+        tail=len(tail),
         outputs=outputs,
+        rows=step.rows if step else 0,
+        scaled=scaled,
+        masked=masked,
         pairs=tuple(writer.pairs),
         means=tuple(writer.means),
         params=(*writer.params, "shift", "gain") if affine else tuple(writer.params),
-        clamps=clamps[-1],
+        clamps=bool(writer.bounds),
         affine=affine,
         source=source,
         stages=stages,

@@ -118,12 +118,14 @@ def _sums(program: Program, vectors: Sequence[Array]) -> list[float]:
     return sums
 
 
-def guide_small(program: Program, inputs: Sequence[Tensor], params: Sequence[Any], outs: Sequence[Tensor]) -> None:
-    """Guide ``[B, N]`` rows of small samples; writes ``outs``, any of which may be one of the inputs.
+def guide_small(
+    program: Program, inputs: Sequence[Tensor], params: Sequence[Any], outs: Sequence[Tensor], results: Sequence[int]
+) -> None:
+    """Guide ``[B, N]`` rows of small samples; writes result ``results[k]`` to ``outs[k]``.
 
     Args:
-        inputs: K predictions of one dtype, then E extras in the accumulator's.
-        outs: the guided prediction in the predictions' dtype, then the other outputs in the accumulator's.
+        inputs: the program's inputs.
+        outs: in any floating dtype; each may be one of the inputs.
     """
     batch, count = inputs[0].shape
     acc = accumulator(inputs[0].dtype)
@@ -135,42 +137,74 @@ def guide_small(program: Program, inputs: Sequence[Tensor], params: Sequence[Any
     with np.errstate(all="ignore"):
         for other, delta in zip(arrays[1:size], deltas, strict=True):
             np.subtract(other, base, out=delta)
+        if program.scaled:
+            deltas *= arrays[size + len(program.extras)]
         numbers = host_params(params, batch)
         others = arrays[1:size]
         if program.affine:
             shift, gain = (np.array([[row[k]] for row in numbers], dtype=base.dtype) for k in (-2, -1))
-            offset = shift * arrays[-1]
+            offset = shift * arrays[program.width]
             deltas *= gain
             base = offset + gain * base
             others = [offset + gain * other for other in others]
         basis = [base, *deltas, *arrays[size : program.width]]
-        vectors = [*basis, *others]
-        weighed = [
-            weigh_on_host(program, _sums(program, [v[b] for v in vectors]) if program.reduces else (), count, values)
-            for b, values in enumerate(numbers)
-        ]
+        weighed = [_weigh(program, [*basis, *others], arrays[-1], b, values) for b, values in enumerate(numbers)]
 
         def column(k: int) -> Any:
             if batch == 1:
                 return weighed[0][k]
             return np.array([[w[k]] for w in weighed], dtype=base.dtype)
 
-        results: list[Array] = []
+        # The first output may be worked out where it is wanted, if nothing is read after it.
+        at_once = len(arrays) == size and outs[0].dtype == acc and list(results) == [0]
+        made: list[Array] = []
         for output in reversed(range(program.outputs)):
-            # The first output is worked out last, when the deltas are needed no more.
+            # It is worked out last, when the deltas are needed no more.
             last = output == 0
-            target = outs[0].numpy() if last and len(arrays) == size and outs[0].dtype == acc else np.empty_like(base)
+            target = outs[0].numpy() if last and at_once else np.empty_like(base)
             np.multiply(base, column(output * program.width), out=target)
             for k, vector in enumerate(basis[1:], start=1):
                 own = last and k < size
                 target += np.multiply(vector, column(output * program.width + k), out=vector if own else None)
-            results.append(target)
+            made.insert(0, target)
+        end = program.outputs * program.width
         if program.clamps:
-            np.clip(results[-1], column(-2), column(-1), out=results[-1])
+            np.clip(made[0], column(end), column(end + 1), out=made[0])
+            end += 2
         if program.affine:
-            results[-1] -= offset
-            results[-1] /= gain
-    for output, (out, result) in enumerate(zip(outs, reversed(results), strict=True)):
-        # Only the first output may have been worked out in its own memory.
-        if output or len(arrays) > size or out.dtype != acc:
-            out.copy_(torch.from_numpy(result))
+            made[0] -= offset
+            made[0] /= gain
+        if program.rows:
+            terms = [made[0], *arrays[program.width : size + len(program.extras)]]
+            ends = range(end, end + program.rows * len(terms), len(terms))
+            made[:1] = [_row(terms, [column(k + i) for i in range(len(terms))]) for k in ends]
+    if not at_once:
+        for out, k in zip(outs, results, strict=True):
+            out.copy_(torch.from_numpy(made[k]))
+
+
+def _weigh(
+    program: Program, vectors: Sequence[Array], mask: Array, sample: int, params: Sequence[float]
+) -> Sequence[float]:
+    """The weights of one sample of a batch.
+
+    Args:
+        vectors: the fixed vectors ``[B, N]``; mask: ``[B, N]``, which a masked program reads.
+    """
+    if not program.reduces:
+        return weigh_on_host(program, (), vectors[0].shape[1], params)
+    rows = [v[sample] for v in vectors]
+    if program.masked:
+        rows = [row[mask[sample] != 0] for row in rows]
+        if not rows[0].size:
+            rows = [np.zeros(1, row.dtype) for row in rows]
+    return weigh_on_host(program, _sums(program, rows), rows[0].shape[0], params)
+
+
+def _row(terms: Sequence[Array], weights: Sequence[Any]) -> Array:
+    """One row of a step: a weighted sum."""
+    total = np.multiply(terms[0], weights[0])
+    for term, weight in zip(terms[1:], weights[1:], strict=True):
+        if np.any(weight):
+            total += term * weight
+    return total

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .program import Program
 
-__all__ = ["TILE", "accumulator", "basis", "sample_sums", "spread"]
+__all__ = ["TILE", "accumulator", "basis", "sample_sums", "spread", "valid_count"]
 
 TILE = 4096
 
@@ -38,16 +38,20 @@ def basis(program: Program, inputs: Sequence[Tensor], params: Sequence[Any], acc
     """The difference basis ``[base, delta, …]`` and the extras in ``acc``.
 
     Args:
-        inputs: K predictions, the extras, and ``x`` where the program is affine.
-        params: whose last two are ``shift`` and ``gain`` there.
+        inputs: K predictions, the extras (``x`` leads their tail where the program is affine), and the elementwise
+            scale where it is scaled.
+        params: whose last two are ``shift`` and ``gain`` in an affine program.
     """
     size = len(program.predictions)
     base = inputs[0].to(acc)
     deltas = [p.to(acc) - base for p in inputs[1:size]]
     extras = [e.to(acc) for e in inputs[size : program.width]]
+    if program.scaled:
+        scale = inputs[size + len(program.extras)].to(acc)
+        deltas = [scale * delta for delta in deltas]
     if program.affine:
         shift, gain = (spread(v, base) for v in params[-2:])
-        base = shift * inputs[-1].to(acc) + gain * base
+        base = shift * inputs[program.width].to(acc) + gain * base
         deltas = [gain * delta for delta in deltas]
     return [base, *deltas, *extras]
 
@@ -58,23 +62,35 @@ def _tile_sums(
     """Per tile: means of the centred vectors, and the pairs' sums.
 
     Args:
-        tiles: K predictions and E extras ``[..., L]``.
+        tiles: the program's inputs ``[..., L]``.
 
     Returns:
-        ``(means, sums)``, each a list of ``[...]``; ``cov`` sums are centred at the tile's own means.
+        ``(means, sums)``, each a list of ``[...]``; ``cov`` sums are centred at the tile's own means. A tile that the
+        mask leaves out has zeros.
     """
     vectors = basis(program, tiles, params, acc)
     others = [p.to(acc) for p in tiles[1 : len(program.predictions)]]
     if program.affine:
         shift, gain = (spread(v, others[0]) for v in params[-2:]) if others else (0, 1)
-        others = [shift * tiles[-1].to(acc) + gain * p for p in others]
+        others = [shift * tiles[program.width].to(acc) + gain * p for p in others]
     vectors += others
     means, centred = {}, {}
+    if program.masked:
+        inside = tiles[-1] != 0
+        vectors = [torch.where(inside, vector, 0.0) for vector in vectors]
+        size = inside.sum(-1, keepdim=True).clamp(min=1)
+        leader = inside.to(torch.uint8).argmax(-1, keepdim=True)
     for v in program.centred:
-        pivot = vectors[v][..., :1]
-        shifted = vectors[v] - pivot
-        mean = shifted.mean(-1, keepdim=True)
-        centred[v] = shifted - mean
+        if program.masked:
+            pivot = vectors[v].gather(-1, leader)
+            shifted = torch.where(inside, vectors[v] - pivot, 0.0)
+            mean = shifted.sum(-1, keepdim=True) / size
+            centred[v] = torch.where(inside, shifted - mean, 0.0)
+        else:
+            pivot = vectors[v][..., :1]
+            shifted = vectors[v] - pivot
+            mean = shifted.mean(-1, keepdim=True)
+            centred[v] = shifted - mean
         means[v] = (mean + pivot)[..., 0]
     sums = []
     for kind, a, b in program.pairs:
@@ -83,11 +99,23 @@ def _tile_sums(
     return list(means.values()), sums
 
 
+def valid_count(program: Program, inputs: Sequence[Tensor], acc: torch.dtype) -> Any:
+    """The number of elements that a row's sums run over, at least 1: ``[...]`` where a mask leaves some out."""
+    if program.masked:
+        return (inputs[-1] != 0).sum(-1).clamp(min=1).to(acc)
+    return torch.sym_float(inputs[0].shape[-1])  # type: ignore[no-untyped-call]
+
+
+def _total(values: Tensor, size: Tensor | int) -> Tensor:
+    """The sum over tiles of something times their sizes."""
+    return (values * size).sum(-1) if isinstance(size, Tensor) else values.sum(-1) * size
+
+
 def sample_sums(program: Program, inputs: Sequence[Tensor], params: Sequence[Any] = ()) -> list[Tensor]:
     """The sums that ``program.weigh`` takes.
 
     Args:
-        inputs: K predictions ``[..., N]`` of one floating dtype, then E extras.
+        inputs: the program's inputs ``[..., N]``: predictions of one floating dtype, extras, scale, mask.
         params: in the order of ``program.params``; only an affine program needs them.
 
     Returns:
@@ -110,29 +138,35 @@ def sample_sums(program: Program, inputs: Sequence[Tensor], params: Sequence[Any
     tail_sums: list[Tensor] = []
     if rest:
         tail_means, tail_sums = _tile_sums(program, [p[..., cut:] for p in inputs], params, acc)
+    size: Tensor | int = TILE
+    if program.masked:  # Every size is the number of elements that are left in.
+        inside = inputs[-1] != 0
+        size = inside[..., :cut].view(*inside.shape[:-1], -1, TILE).sum(-1).to(acc)
+        rest = inside[..., cut:].sum(-1).to(acc) if rest else 0
+        count = valid_count(program, inputs, acc)
 
     grand: dict[int, Tensor] = {}
     spread: dict[int, tuple[Tensor, Tensor | None]] = {}
     for i, v in enumerate(program.centred):
         pivot = means[i][..., :1]
         shift = means[i] - pivot
-        total = shift.sum(-1, keepdim=True) * TILE
+        total = _total(shift, size)
         tail = None
-        if rest:
-            tail = tail_means[i].unsqueeze(-1) - pivot
+        if tail_means:
+            tail = tail_means[i] - pivot[..., 0]
             total = total + tail * rest
         mean = total / count
-        grand[v] = (pivot + mean)[..., 0]
-        spread[v] = shift - mean, None if tail is None else (tail - mean)[..., 0]
+        grand[v] = pivot[..., 0] + mean
+        spread[v] = shift - mean.unsqueeze(-1), None if tail is None else tail - mean
 
     merged = []
     for i, (kind, a, b) in enumerate(program.pairs):
         value = sums[i].sum(-1)
-        if rest:
+        if tail_sums:
             value = value + tail_sums[i]
         if kind == "cov":
             (main_a, tail_a), (main_b, tail_b) = spread[a], spread[b]
-            value = value + (main_a * main_b).sum(-1) * TILE
+            value = value + _total(main_a * main_b, size)
             if tail_a is not None and tail_b is not None:
                 value = value + tail_a * tail_b * rest
         merged.append(value)

@@ -99,6 +99,8 @@ def kernel_constants(program: Program) -> dict[str, Any]:
         "PAIRS": pairs,
         "CENTRED": centred,
         "MEANS": tuple(centred.index(v) for v in program.means),
+        "OUTPUTS": program.outputs,
+        "ROWS": program.rows,
         "CLAMP": program.clamps,
         "SIZE": len(program.predictions),
         "WIDTH": program.width,
@@ -111,6 +113,7 @@ def guide_triton(
     inputs: Sequence[Tensor],
     params: Sequence[Any],
     outs: Sequence[Tensor],
+    results: Sequence[int],
     *,
     strategy: Strategy | None = None,
 ) -> None:
@@ -119,7 +122,7 @@ def guide_triton(
     Args:
         params: numbers, or tensors of shape ``[]`` or ``[B]`` on the same device.
         inputs: K predictions of one dtype, then E extras.
-        outs: ``[B, N]``, each one of the inputs or apart from them.
+        outs: ``[B, N]``, each one of the inputs or apart from them; ``outs[k]`` receives result ``results[k]``.
         strategy: force a launch strategy.
     """
     import triton.language as tl
@@ -129,23 +132,26 @@ def guide_triton(
     batch, count = outs[0].shape
     acc = accumulator(inputs[0].dtype)
     constants = kernel_constants(program)
-    plan = plan_launch(count, len(inputs), inputs[0].element_size(), reduces=program.reduces, strategy=strategy)
+    read = program.width + program.affine
+    plan = plan_launch(count, read, inputs[0].element_size(), reduces=program.reduces, strategy=strategy)
     values = tuple(p if isinstance(p, Tensor) else float(p) for p in params)
     param_strides = tuple((p.stride(0) if p.dim() else 0) if isinstance(p, Tensor) else -1 for p in values)
-    strides = tuple(p.stride(0) for p in inputs)
+    strides = tuple(p.stride(0) for p in inputs[:read])
+    tail_strides = tuple(p.stride(0) for p in inputs[read:])
     sums = {key: constants[key] for key in ("PAIRS", "CENTRED", "SIZE", "AFFINE")}
     sums["STRIDES"] = param_strides
     shared = {"TILE": plan.tile, "ACC": tl.float64 if acc == torch.float64 else tl.float32}
-    weights = {key: constants[key] for key in ("WEIGH", "MEANS", "CLAMP", "WIDTH")}
+    weights = {key: constants[key] for key in ("WEIGH", "MEANS", "OUTPUTS", "ROWS", "CLAMP", "WIDTH")}
+    weights["RESULTS"] = tuple(results)
     launch = {"num_warps": plan.num_warps}
-    reads, writes = tuple(inputs), tuple(outs)
+    reads, tail, writes = tuple(inputs[:read]), tuple(inputs[read:]), tuple(outs)
     out_strides = tuple(o.stride(0) for o in outs)
 
     device = torch.cuda.device(outs[0].device) if outs[0].device.type == "cuda" else nullcontext()
     with device:
         if plan.strategy == "row":
             row_kernel[(batch,)](
-                reads, writes, values, strides, out_strides, count,
+                reads, writes, tail, values, strides, out_strides, tail_strides, count,
                 TILES=plan.tiles, **sums, **weights, **shared, **launch,
             )  # fmt: skip
             return
@@ -155,6 +161,6 @@ def guide_triton(
         if program.reduces:
             tile_kernel[grid](reads, values, workspace, strides, count, plan.tiles, **sums, **shared, **launch)
         apply_kernel[grid](
-            reads, writes, values, workspace, strides, out_strides, count, plan.tiles,
+            reads, writes, tail, values, workspace, strides, out_strides, tail_strides, count, plan.tiles,
             **sums, **weights, **shared, **launch,
         )  # fmt: skip

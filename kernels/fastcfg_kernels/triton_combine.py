@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from .triton_tiles import fixed_vectors
+from .triton_tiles import fixed_vectors, load_tile
 
 __all__ = ["store_tile", "weigh"]
 
@@ -37,14 +37,46 @@ def combine(
 
 
 @triton.jit
+def step_row(guided, reads, weights, START: tl.constexpr, ACC: tl.constexpr):
+    """One output of a step: weights of the guided prediction and of the blocks that the step reads."""
+    result = guided * weights[START]
+    for k in tl.static_range(len(reads)):
+        result = reads[k].to(ACC) * weights[START + 1 + k] + result
+    return result
+
+
+@triton.jit
 def store_tile(
-    outs, b, out_strides, offsets, count, raw, weights, space, SIZE: tl.constexpr, WIDTH: tl.constexpr,
-    CLAMP: tl.constexpr, ACC: tl.constexpr,
+    outs, b, out_strides, start, count, raw, tail, tail_strides, weights, space, RESULTS: tl.constexpr,
+    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, CLAMP: tl.constexpr,
+    TILE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Every output of one tile. All are worked out from the inputs before any is stored, which it may overwrite."""
+    """Every output of one tile. All are worked out from the inputs before any is stored, which it may overwrite.
+
+    Args:
+        raw: blocks of the predictions, the vectors among the extras, and ``x`` of an affine program.
+        tail: pointers to the rest of what a step reads: no sum needs it, so that it is loaded here.
+        RESULTS: the result that each of ``outs`` receives, counted from the step's rows or the guided prediction on.
+    """
+    guided = combine(raw, weights, space, 0, OUTPUTS, SIZE, WIDTH, CLAMP, ACC)
     results = ()
-    for o in tl.static_range(len(outs)):
-        results = results + (combine(raw, weights, space, o, len(outs), SIZE, WIDTH, CLAMP, ACC),)
+    if ROWS > 0:
+        rows = ()
+        for k in tl.static_range(len(tail)):
+            rows = rows + (b * tail_strides[k],)
+        reads = ()
+        for k in tl.static_range(WIDTH, len(raw)):
+            reads = reads + (raw[k],)
+        reads = reads + load_tile(tail, rows, start, count, TILE)
+        for r in tl.static_range(ROWS):
+            results = results + (
+                step_row(guided, reads, weights, OUTPUTS * WIDTH + 2 * CLAMP + r * (1 + len(reads)), ACC),
+            )
+    else:
+        results = results + (guided,)
+    for o in tl.static_range(1, OUTPUTS):
+        results = results + (combine(raw, weights, space, o, OUTPUTS, SIZE, WIDTH, CLAMP, ACC),)
+    offsets = start + tl.arange(0, TILE).to(tl.int64)
     for o in tl.static_range(len(outs)):
         pointer = outs[o] + b * out_strides[o] + offsets
-        tl.store(pointer, results[o].to(outs[o].dtype.element_ty), mask=offsets < count)
+        tl.store(pointer, results[RESULTS[o]].to(outs[o].dtype.element_ty), mask=offsets < count)

@@ -32,15 +32,20 @@ _MERGE = tl.constexpr(MERGE)
 def row_kernel(
     predictions,
     outs,
+    tail,
     params,
     strides,
     out_strides,
+    tail_strides,
     count,
     WEIGH: tl.constexpr,
     PAIRS: tl.constexpr,
     CENTRED: tl.constexpr,
     MEANS: tl.constexpr,
     STRIDES: tl.constexpr,
+    RESULTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    ROWS: tl.constexpr,
     CLAMP: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -52,8 +57,10 @@ def row_kernel(
     """One program guides one sample of at most ``TILES * TILE`` elements, all of them held in registers.
 
     Args:
-        predictions: K + E pointers, the extras last; sample ``b`` of ``k`` starts at ``b * strides[k]``, contiguous.
+        predictions: pointers to the predictions, the extras that are vectors, and ``x`` of an affine program; sample
+            ``b`` of ``k`` starts at ``b * strides[k]``, contiguous.
         outs: pointers, sample ``b`` of ``o`` at ``b * out_strides[o]``. Each may be one of the inputs.
+        tail: pointers to what else a step reads.
         params: numbers (``STRIDES[i] < 0``) or pointers to ``[B]`` (stride 1) or 0-dim (stride 0) tensors.
         count: elements of a sample.
     """
@@ -95,8 +102,10 @@ def row_kernel(
 
     weights = weigh(means, sums, count, values, WEIGH, MEANS, ACC)
     for t in tl.static_range(TILES):
-        offsets = t * TILE + tl.arange(0, TILE).to(tl.int64)
-        store_tile(outs, b, out_strides, offsets, count, blocks[t], weights, space, SIZE, WIDTH, CLAMP, ACC)
+        store_tile(
+            outs, b, out_strides, t * TILE, count, blocks[t], tail, tail_strides, weights, space, RESULTS, OUTPUTS,
+            ROWS, SIZE, WIDTH, CLAMP, TILE, ACC,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -144,10 +153,12 @@ def _spread(workspace, row, index, tiles, sizes):
 def apply_kernel(
     predictions,
     outs,
+    tail,
     params,
     workspace,
     strides,
     out_strides,
+    tail_strides,
     count,
     tiles,
     WEIGH: tl.constexpr,
@@ -155,6 +166,9 @@ def apply_kernel(
     CENTRED: tl.constexpr,
     MEANS: tl.constexpr,
     STRIDES: tl.constexpr,
+    RESULTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    ROWS: tl.constexpr,
     CLAMP: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -204,5 +218,7 @@ def apply_kernel(
     weights = weigh(means, sums, count, values, WEIGH, MEANS, ACC)
     start = t.to(tl.int64) * TILE
     raw = load_tile(predictions, rows, start, count, TILE)
-    offsets = start + tl.arange(0, TILE).to(tl.int64)
-    store_tile(outs, b, out_strides, offsets, count, raw, weights, space, SIZE, WIDTH, CLAMP, ACC)
+    store_tile(
+        outs, b, out_strides, start, count, raw, tail, tail_strides, weights, space, RESULTS, OUTPUTS, ROWS, SIZE,
+        WIDTH, CLAMP, TILE, ACC,
+    )  # fmt: skip
