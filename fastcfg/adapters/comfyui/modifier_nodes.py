@@ -1,0 +1,185 @@
+"""The nodes that change what a rule gives, when it acts, or add a pass to it; they come after any node of a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ...combination import check_choice
+from ...rules import Clamp, NormCap, Rescale, Rule
+from ...schedules import Cosine, Exponential, Linear, Schedule
+from ...thresholding import dynamic_threshold
+from .hooks import attach, recipe_of
+from .perturbed import Patch, attach_perturbed, layers, skip_attention, skip_layer
+from .recipe import Modifier
+from .space import Space
+from .spec import MODEL, Node, choice, number, percent, space, text, whole
+
+__all__ = ["MODIFIER_NODES"]
+
+
+def _changed(model: Any, change: Callable[[Rule], Rule], space: Space | None, *, apart: bool = False) -> Any:
+    recipe = recipe_of(model)
+    modifier = Modifier(change, space, apart)
+    return attach(model, replace(recipe, modifiers=(*recipe.modifiers, modifier)))
+
+
+def _levels(model: Any, start_percent: float, end_percent: float) -> tuple[float, float]:
+    """The noise levels (low, high) between two shares of the schedule.
+
+    Raises:
+        ValueError: if the first is not below the second.
+    """
+    if not start_percent < end_percent:
+        raise ValueError(f"start_percent, end_percent: expected start below end, got {start_percent}, {end_percent}")
+    sampling = model.get_model_object("model_sampling")
+    return float(sampling.percent_to_sigma(end_percent)), float(sampling.percent_to_sigma(start_percent))
+
+
+def _rescale(model: Any, multiplier: float, norm: str, space: Space) -> Any:
+    return _changed(model, lambda rule: Rescale(rule, multiplier, norm), space)  # type: ignore[arg-type]
+
+
+def _norm_cap(model: Any, cap: float, mode: str, over: str, space: Space) -> Any:
+    def change(rule: Rule) -> Rule:
+        return NormCap(rule, cap, mode, over=over, eps=1e-8)  # type: ignore[arg-type]
+
+    # Norms by pixel can't share a launch with a rule's sums over samples.
+    return _changed(model, change, space, apart=over != "sample")
+
+
+def _clamp(model: Any, deviations: float, space: Space) -> Any:
+    return _changed(model, lambda rule: Clamp(rule, deviations), space)
+
+
+def _threshold(model: Any, quantile: float, cap: float, bound: float) -> Any:
+    if 0 < cap < 1:
+        raise ValueError(f"cap: expected 0 (none) or a number of 1 or more, got {cap}")
+
+    def threshold(args: dict[str, Any]) -> Any:
+        return dynamic_threshold(args["denoised"] / bound, quantile=quantile, cap=cap or None) * bound
+
+    clone = model.clone()
+    clone.set_model_sampler_post_cfg_function(threshold)
+    return clone
+
+
+_CURVES: dict[str, Callable[[float, float], Schedule]] = {
+    "linear": Linear,
+    "cosine": Cosine,
+    "exponential": Exponential,
+}
+
+
+def _schedule(model: Any, curve: str, start: float, end: float) -> Any:
+    check_choice("curve", curve, tuple(_CURVES))
+    return attach(model, replace(recipe_of(model), schedule=_CURVES[curve](start, end)))
+
+
+def _interval(model: Any, start_percent: float, end_percent: float) -> Any:
+    return attach(model, replace(recipe_of(model), window=_levels(model, start_percent, end_percent)))
+
+
+def _perturbed_attention(model: Any, scale: float, block: str, number: int, rescale: float) -> Any:
+    return attach_perturbed(model, [Patch(skip_attention, "attn1", block, number)], scale, phi=rescale)
+
+
+def _skip_layers(
+    model: Any, double_layers: str, single_layers: str, scale: float, rescale: float,
+    start_percent: float, end_percent: float,
+) -> Any:  # fmt: skip
+    patches = [Patch(skip_layer, "dit", "double_block", layer) for layer in layers(double_layers)]
+    patches += [Patch(skip_layer, "dit", "single_block", layer) for layer in layers(single_layers)]
+    return attach_perturbed(model, patches, scale, phi=rescale, window=_levels(model, start_percent, end_percent))
+
+
+MODIFIER_NODES = (
+    Node(
+        "FastcfgRescale", "Rescale guidance (fastcfg)",
+        "Scales the guided result towards the spread of cond (2305.08891), per sample; after any guidance node.",
+        (
+            MODEL,
+            number("multiplier", 0.7, 0.0, 1.0, 0.01, "0 is off, 1 gives it exactly the spread of cond."),
+            choice("norm", "std", ("std", "l2"), "The standard deviation, or the L2 norm."),
+            space("v"),
+        ),
+        _rescale,
+    ),
+    Node(
+        "FastcfgNormCap", "Norm cap (fastcfg)",
+        "Bounds the norm of the guided result by cond's; after any guidance node.",
+        (
+            MODEL,
+            number("cap", 1.0, 0.0, 100.0, 0.01, "Factor on the norm of cond."),
+            choice("mode", "cap", ("cap", "full"), "At most that norm, or exactly."),
+            choice("over", "sample", ("sample", "channel"), "Norms of whole samples, or over the channels of a pixel."),
+            space("x0"),
+        ),
+        _norm_cap,
+    ),
+    Node(
+        "FastcfgClamp", "Clamp guidance (fastcfg)",
+        "Clips the guided result to some standard deviations of cond; after any guidance node.",
+        (MODEL, number("deviations", 4.0, 0.1, 100.0, 0.1, "The bound."), space("x0")),
+        _clamp,
+    ),
+    Node(
+        "FastcfgDynamicThreshold", "Dynamic thresholding (fastcfg)",
+        "Brings clean samples into range by their own quantile (Imagen, 2205.11487); made for models of pixels.",
+        (
+            MODEL,
+            number("quantile", 0.995, 0.0, 1.0, 0.001, "Quantile of a sample's absolute values."),
+            number("cap", 0.0, 0.0, 100.0, 0.1, "Largest divisor, from 1; 0 is none."),
+            number("bound", 1.0, 0.01, 100.0, 0.01, "The range, 1 for pixels; latents need their own."),
+        ),
+        _threshold,
+    ),
+    Node(
+        "FastcfgSchedule", "CFG schedule (fastcfg)",
+        "A scale for each step in the place of the CFG value; where it is 1, one pass is run.",
+        (
+            MODEL,
+            choice("curve", "linear", tuple(_CURVES), "From start to end in equal steps, along a cosine, by factors."),
+            number("start", 2.0, 0.0, 100.0, 0.1, "Scale of the first step of this sampler."),
+            number("end", 7.0, 0.0, 100.0, 0.1, "Scale of the last step."),
+        ),
+        _schedule,
+    ),
+    Node(
+        "FastcfgInterval", "Guidance interval (fastcfg)",
+        "Guides in a part of the noise schedule alone (2404.07724); one pass is run outside of it.",
+        (
+            MODEL,
+            percent("start_percent", 0.0, "Share of the noise schedule where it begins."),
+            percent("end_percent", 1.0, "Share of the noise schedule where it ends."),
+        ),
+        _interval,
+    ),
+    Node(
+        "FastcfgPerturbedAttention", "Perturbed attention guidance (fastcfg)",
+        "Away from a pass without one self-attention (2403.17377), for U-Nets; after any guidance.",
+        (
+            MODEL,
+            number("scale", 3.0, 0.0, 100.0, 0.01, "Scale of the difference."),
+            choice("block", "middle", ("input", "middle", "output"), "Part of the U-Net."),
+            whole("number", 0, 0, 100, "Block of that part."),
+            number("rescale", 0.0, 0.0, 1.0, 0.01, "Share of a rescale to the spread of cond, per sample; 0 is off."),
+        ),
+        _perturbed_attention,
+    ),
+    Node(
+        "FastcfgSkipLayers", "Skip-layer guidance (fastcfg)",
+        "Away from a pass without some transformer blocks; after any guidance.",
+        (
+            MODEL,
+            text("double_layers", "7, 8, 9", "Double-stream blocks to skip."),
+            text("single_layers", "7, 8, 9", "Single-stream blocks to skip."),
+            number("scale", 3.0, 0.0, 100.0, 0.01, "Scale of the difference."),
+            number("rescale", 0.0, 0.0, 1.0, 0.01, "Share of a rescale to the spread of cond, per sample; 0 is off."),
+            percent("start_percent", 0.01, "Share of the noise schedule where it begins."),
+            percent("end_percent", 0.15, "Share of the noise schedule where it ends."),
+        ),
+        _skip_layers,
+    ),
+)  # fmt: skip

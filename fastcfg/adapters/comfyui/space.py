@@ -1,0 +1,53 @@
+"""ComfyUI's noise levels, and the space that a node's rule works in.
+
+ComfyUI's samplers work on ``x = x0 + sigma * noise``, for flow models on ``x = (1 - sigma) * x0 + sigma * noise``; a
+model's outputs reach the hooks as clean samples ("denoised"). What the network itself predicts is read from the classes
+of ``model.model_sampling``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from ...parameterization import Kind, Prediction
+
+__all__ = ["SPACES", "Space", "kind_of", "prediction_at"]
+
+Space = Literal["x0", "noise", "v", "model"]
+"""``x0``: the clean sample; ``noise``: along ``x - x0``; ``v``: v-prediction, a flow model's velocity; ``model``: what
+the network predicts. The first three are what ComfyUI's own nodes use, each its own."""
+
+SPACES: tuple[str, ...] = get_args(Space)
+
+
+def _sampling(model: Any) -> frozenset[str]:
+    """Names of the classes that make up the model's sampling."""
+    return frozenset(cls.__name__ for cls in type(getattr(model, "model_sampling", None)).__mro__)
+
+
+def kind_of(space: Space | None, model: Any) -> Kind:
+    """The kind of prediction that a space is for a model: one that is the space's up to a factor per sample.
+
+    Args:
+        space: None is any space, and so the one that the hooks are given.
+        model: ComfyUI's ``BaseModel``.
+    """
+    if space is None or space == "x0":
+        return "x0"
+    sampling = _sampling(model)
+    if sampling & {"CONST", "COSMOS_RFLOW"}:
+        # Where alpha + sigma = 1, x - x0 is along the velocity, not along the noise.
+        return "flow" if space != "noise" or "CONST" in sampling else "eps"
+    if space != "model":
+        return "eps" if space == "noise" else "v"
+    if sampling & {"X0", "IMG_TO_IMG"}:
+        return "x0"
+    return "v" if sampling & {"V_PREDICTION", "EDM"} else "eps"
+
+
+def prediction_at(model: Any, sigma: Tensor, like: Tensor) -> Prediction:
+    """What a clean sample is at the noise level ``sigma`` ``[B]``, which stays on its device."""
+    sigma = sigma.to(device=like.device, dtype=like.dtype)
+    return Prediction("x0", 1.0 - sigma if "CONST" in _sampling(model) else 1.0, sigma)
