@@ -1,0 +1,103 @@
+"""Everything that a distillation depends on besides its task."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from ..combination import check_choice, number
+from ..training import warmup_cosine
+from .embedding import Convention
+from .lora import LoraConfig
+from .student import Mode
+
+__all__ = ["DistillConfig"]
+
+Data = Literal["trajectories", "data"]
+Precision = Literal["no", "bf16", "fp16"]
+Draw = Literal["uniform", "log"]
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Settings of :func:`distill`.
+
+    Args:
+        steps: optimiser steps.
+        batch: examples of a forward pass, on each device.
+        accumulate: forward passes of an optimiser step.
+        mode: what is trained: ``"full"`` all weights, ``"lora"`` an adapter and the scale input, ``"embedding"`` the
+            scale input alone.
+        data: ``"trajectories"``, the teacher's own, or ``"data"``.
+        low, high: range of the guidance scale ``s``.
+        draw: uniform in it, or in its logarithm.
+        exact_one: share of the examples at exactly 1.
+        sampler_steps: numbers of steps that trajectories have, one drawn for each round.
+        trajectories: of a round, on each device; all their states are held at once.
+        reuse: how often a round's states are used before the next round.
+        learning_rate: peak of the warm-up and cosine decay of AdamW.
+        warmup: steps of linear warm-up.
+        weight_decay, clip: of AdamW, and the largest gradient norm.
+        ema: limit of the decay of the weights' moving average, which is what is kept.
+        precision: autocast of the student's passes: ``"no"``, ``"bf16"`` or ``"fp16"`` (with loss scaling).
+        seed: of everything random.
+        convention: how the student takes its scale.
+        lora: the adapter's size and place, for ``mode="lora"``.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    steps: int = 1000
+    batch: int = 64
+    accumulate: int = 1
+    mode: Mode = "full"
+    data: Data = "trajectories"
+    low: float = 1.0
+    high: float = 10.0
+    draw: Draw = "uniform"
+    exact_one: float = 0.1
+    sampler_steps: tuple[int, ...] = (20,)
+    trajectories: int = 128
+    reuse: int = 1
+    learning_rate: float = 5e-4
+    warmup: int = 50
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.99
+    precision: Precision = "no"
+    seed: int = 0
+    convention: Convention = field(default_factory=Convention)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "trajectories", "reuse"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        check_choice("mode", self.mode, get_args(Mode))
+        check_choice("data", self.data, get_args(Data))
+        check_choice("draw", self.draw, get_args(Draw))
+        check_choice("precision", self.precision, get_args(Precision))
+        number("low", self.low, 0.0)
+        number("high", self.high, self.low)
+        if self.draw == "log" and self.low <= 0:
+            raise ValueError(f"low: expected a number above 0 for a logarithmic draw, got {self.low}")
+        number("exact_one", self.exact_one, 0.0, 1.0)
+        number("ema", self.ema, 0.0, 1.0)
+        for name in ("learning_rate", "warmup", "weight_decay", "clip"):
+            number(name, getattr(self, name), 0.0)
+        object.__setattr__(self, "sampler_steps", tuple(self.sampler_steps))
+        if not self.sampler_steps or min(self.sampler_steps) < 1:
+            raise ValueError(f"sampler_steps: expected one or more positive integers, got {self.sampler_steps}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step counted from 0."""
+        return warmup_cosine(step, self.steps, self.warmup, self.learning_rate)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable data."""
+        data = asdict(self)
+        data["sampler_steps"] = list(self.sampler_steps)
+        data["lora"]["targets"] = list(self.lora.targets)
+        return data

@@ -1,0 +1,141 @@
+"""What a student learns from: the teacher's own trajectories, or noised data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..state import State
+from .process import noisy
+from .task import Task, pick
+
+__all__ = ["Examples", "on_data", "trajectories", "walk"]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs of a student, and the teacher's guided predictions.
+
+    Attributes:
+        x, target: ``[N, ...]``.
+        t, scale: ``[N]``.
+        row: which row of ``condition`` each belongs to, int64 ``[N]``.
+        condition: the network's arguments, with dim 0 of ``rows``.
+        rows: how many rows that are.
+    """
+
+    x: Tensor
+    target: Tensor
+    t: Tensor
+    scale: Tensor
+    row: Tensor
+    condition: dict[str, Any]
+    rows: int
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """``(x, target, t, scale, condition)`` of some examples, int64 ``[B]``."""
+        rows = self.row[index]
+        return (
+            self.x[index],
+            self.target[index],
+            self.t[index],
+            self.scale[index],
+            pick(self.condition, rows, self.rows),
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the teacher: the model's input, its guided prediction, and where the trajectory goes."""
+
+    index: int
+    t: float
+    x: Tensor
+    target: Tensor
+    after: Tensor
+
+
+def walk(task: Task, conditions: Any, noise: Tensor, scale: Tensor, num_steps: int) -> Iterator[Step]:
+    """The teacher's steps from noise to sample at guidance scales ``[B]``."""
+    scheduler = copy.deepcopy(task.scheduler)
+    scheduler.set_timesteps(num_steps)
+    times = [float(t) for t in scheduler.timesteps]
+    state = State()
+    x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    for index, t in enumerate(scheduler.timesteps):
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        now = float(t)
+        target = task.target(
+            seen,
+            torch.full((len(seen),), now, device=x.device),
+            conditions,
+            scale,
+            step=index,
+            num_steps=num_steps,
+            times=times,
+            state=state,
+        )
+        x = scheduler.step(target, t, x).prev_sample
+        yield Step(index, now, seen, target, x)
+
+
+@torch.no_grad()
+def trajectories(task: Task, count: int, scale: Tensor, num_steps: int, generator: torch.Generator) -> Examples:
+    """Every state of ``count`` trajectories of the teacher at guidance scales ``[count]``: no data is needed.
+
+    The states are the ones that sampling at those scales meets, and a rule with memory has run its course.
+    """
+    noise = task.noise(count, generator)
+    conditions = task.conditions(count, generator)
+    scale = scale.to(noise.device)
+    steps = list(walk(task, conditions, noise, scale, num_steps))
+    rows = torch.arange(count, device=noise.device)
+    return Examples(
+        x=torch.cat([step.x for step in steps]),
+        target=torch.cat([step.target for step in steps]),
+        t=torch.tensor([step.t for step in steps], device=noise.device).repeat_interleave(count),
+        scale=scale.repeat(len(steps)),
+        row=rows.repeat(len(steps)),
+        condition=dict(conditions[task.condition]),
+        rows=count,
+    )
+
+
+@torch.no_grad()
+def on_data(task: Task, count: int, scale: Tensor, num_steps: int, generator: torch.Generator) -> Examples:
+    """Noised data and the teacher's predictions of it.
+
+    Times are drawn from the whole training range; for a rule with schedules, all of a batch are one step of the
+    sampler's, whose place the schedules need.
+
+    Raises:
+        ValueError: without data, or for a rule that remembers earlier steps.
+    """
+    if task.data is None:
+        raise ValueError("data: the task has no data; distil on trajectories")
+    if task.stateful:
+        raise ValueError(
+            f"data: {type(task.teacher.rule).__name__} remembers earlier steps, which data has not; use trajectories"
+        )
+    clean, conditions = task.data(count, generator)
+    times = task.times(num_steps)
+    if task.teacher.rule.scheduled or task.teacher.rule.lowered.domain is not None:
+        step = int(torch.randint(num_steps, (1,), generator=generator))
+        t = torch.full((count,), times[step])
+    else:
+        step = 0
+        t = torch.randint(int(task.scheduler.config.num_train_timesteps), (count,), generator=generator).float()
+    noise = torch.randn(clean.shape, generator=generator).to(clean)
+    t, scale = t.to(clean.device), scale.to(clean.device)
+    x = noisy(task.scheduler, clean, noise, t)
+    target = task.target(x, t, conditions, scale, step=step, num_steps=num_steps, times=times)
+    rows = torch.arange(count, device=clean.device)
+    return Examples(x, target, t, scale, rows, dict(conditions[task.condition]), count)

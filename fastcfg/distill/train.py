@@ -1,0 +1,311 @@
+"""Stage-1 distillation of guidance: seeded, resumable, on any number of devices."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..files import load_tensors, save_tensors
+from ..training import TrainingDiverged, ema_decay
+from .config import DistillConfig
+from .families import copy_network
+from .logs import Log
+from .rollout import Examples, on_data, trajectories
+from .student import Card, Student, attach, save_student
+from .task import Task, draw_scales, fingerprint
+
+__all__ = ["Distiller", "distill", "relative_loss"]
+
+STATE, STUDENT, LOG = "state.safetensors", "student.safetensors", "log.jsonl"
+
+
+def relative_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean over the samples of ``|prediction - target|^2 / |target|^2``, float32.
+
+    The power of a guided prediction grows with the square of its scale: without the division the largest scales would
+    be all of the loss.
+    """
+    dims = tuple(range(1, target.dim()))
+    error = (prediction.float() - target.float()).square().mean(dims)
+    return (error / target.float().square().mean(dims).clamp_min(1e-12)).mean()
+
+
+def generator_of(*key: Any) -> torch.Generator:
+    """A generator of its own for each thing that is drawn, so that a resumed run needs no generator's state."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+
+
+class Distiller:
+    """The state of a distillation. A step depends on that state, the task and the step's number alone.
+
+    Args:
+        task: what is distilled. Its network is not touched; the student is a copy.
+        config: how.
+        accelerator: of ``accelerate``; by default one on the teacher's device, with the configuration's precision.
+
+    Raises:
+        ImportError: accelerate is not installed.
+        ValueError: the configuration does not fit the task.
+    """
+
+    def __init__(self, task: Task, config: DistillConfig, accelerator: Any = None) -> None:
+        self.task, self.config = task, config
+        device = next(task.network.parameters()).device
+        self.accelerator = accelerator or _accelerator(device, config.precision)
+        self.device = torch.device(self.accelerator.device)
+        if self.device != device:
+            raise ValueError(f"task: the teacher is on {device}, the accelerator on {self.device}")
+        if config.data == "data" and (task.data is None or task.stateful):
+            on_data(task, 1, torch.ones(1), 1, torch.Generator())  # Raises what is wrong.
+        family, network = task.family, copy_network(task.network)
+        self.teacher = fingerprint(task.network)
+        self.lora = attach(
+            network, family, config.convention, config.lora if config.mode == "lora" else None, config.seed
+        )
+        prefix = family.scale_module(network) + "."
+        for name, parameter in network.named_parameters():
+            own = self.lora is not None and ".lora_" in name
+            parameter.requires_grad_(config.mode == "full" or name.startswith(prefix) or own)
+        self.network, self.family = network, family
+        self.trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+        self.average = {name: value.detach().clone() for name, value in self.trained.items()}
+        self.optimizer = torch.optim.AdamW(self.trained.values(), weight_decay=config.weight_decay, betas=(0.9, 0.99))
+        # The prepared network is a wrapper where there are several devices; in evaluation mode, for the teacher has
+        # no dropout either.
+        self.prepared, self._optimizer = self.accelerator.prepare(network, self.optimizer)
+        self.prepared.eval()
+        self.steps_done = 0
+        self.smooth_loss = math.nan
+        self._pool: tuple[int, Examples, Tensor] | None = None
+
+    def _scales(self, count: int, generator: torch.Generator) -> Tensor:
+        config = self.config
+        return draw_scales(
+            count, config.low, config.high, generator, log=config.draw == "log", exact_one=config.exact_one
+        )
+
+    def _examples(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """The examples of a forward pass, counted from the start of the run."""
+        config, task, rank = self.config, self.task, self.accelerator.process_index
+        if config.data == "data":
+            generator = generator_of(config.seed, "data", number, rank)
+            scale = self._scales(config.batch, generator)
+            found = on_data(task, config.batch, scale, config.sampler_steps[0], generator)
+            return found.batch(torch.arange(config.batch, device=self.device))
+        # Batches of a round are the same number whatever length it drew, so that a round's number tells its first.
+        shortest = min(config.sampler_steps)
+        batches = max(1, config.trajectories * shortest * config.reuse // config.batch)
+        turn, place = divmod(number, batches)
+        if self._pool is None or self._pool[0] != turn:
+            self._pool = None  # Before the next one is made: two need not fit.
+            generator = generator_of(config.seed, "trajectories", turn, rank)
+            length = config.sampler_steps[int(torch.randint(len(config.sampler_steps), (1,), generator=generator))]
+            scale = self._scales(config.trajectories, generator)
+            pool = trajectories(task, config.trajectories, scale, length, generator)
+            times = -(-batches * config.batch // len(pool))
+            order = torch.cat([torch.randperm(len(pool), generator=generator) for _ in range(times)])
+            self._pool = (turn, pool, order)
+        _, pool, order = self._pool
+        index = order[place * config.batch : (place + 1) * config.batch].to(pool.row.device)
+        return pool.batch(index)
+
+    def loss(self, number: int) -> Tensor:
+        """The loss of a forward pass, counted from the start of the run."""
+        x, target, t, scale, condition = self._examples(number)
+        dtype = {"no": x.dtype, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
+        arguments = self.config.convention.arguments(scale, dtype)
+        with self.accelerator.autocast():
+            prediction = self.family.call(self.prepared, x, t, **condition, **arguments)
+        return relative_loss(prediction, target)
+
+    def step(self) -> float:
+        """One optimiser step; returns its loss, the mean of all devices.
+
+        Raises:
+            TrainingDiverged: the loss or the gradient is not finite; the weights are then as before the step.
+        """
+        config, step = self.config, self.steps_done
+        total = torch.zeros((), device=self.device)
+        for micro in range(config.accumulate):
+            last = micro == config.accumulate - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
+                loss = self.loss(step * config.accumulate + micro) / config.accumulate
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        norm = self.accelerator.clip_grad_norm_(self.trained.values(), config.clip)
+        value = float(self.accelerator.reduce(total, reduction="mean"))
+        # Loss scaling in float16 meets infinite gradients by design, and skips their step.
+        scaled = getattr(self.accelerator, "scaler", None) is not None
+        if not math.isfinite(value) or not (scaled or math.isfinite(float(norm))):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise TrainingDiverged(f"step {step}: loss {value}, gradient norm {float(norm)}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(step)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        decay = ema_decay(step, config.ema)
+        with torch.no_grad():
+            for name, average in self.average.items():
+                average.lerp_(self.trained[name], 1 - decay)
+        self.smooth_loss = value if step == 0 else 0.98 * self.smooth_loss + 0.02 * value
+        self.steps_done += 1
+        return value
+
+    def card(self) -> Card:
+        """What the student will say of itself."""
+        config, rule = self.config, self.task.teacher.rule
+        return Card(
+            family=self.family.name,
+            network=self.family.config(self.network),
+            mode=config.mode,
+            convention=config.convention,
+            rule=rule.to_dict(),
+            low=config.low,
+            high=config.high,
+            condition=self.task.condition,
+            teacher=self.teacher,
+            lora=config.lora if config.mode == "lora" else None,
+            training={**config.to_dict(), "steps_done": self.steps_done, "loss": round(self.smooth_loss, 8)},
+        )
+
+    def student(self, scale: float | None = None) -> Student:
+        """The student with the moving average of the weights, apart from the one in training."""
+        network = copy_network(self.task.network)
+        lora = attach(network, self.family, self.config.convention, self.card().lora, self.config.seed)
+        own: dict[str, nn.Parameter] = dict(network.named_parameters())
+        with torch.no_grad():
+            for name, average in self.average.items():
+                own[name].copy_(average)
+        network.eval().requires_grad_(False)
+        return Student(network, self.card(), scale, lora=lora)
+
+    def save(self, path: Path) -> None:
+        """Writes everything that a resumed run needs."""
+        tensors = {f"trained.{name}": value for name, value in self.trained.items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        for name, parameter in self.trained.items():
+            for key in ("exp_avg", "exp_avg_sq", "step"):
+                if key in self.optimizer.state[parameter]:
+                    tensors[f"{key}.{name}"] = self.optimizer.state[parameter][key]
+        scaler = getattr(self.accelerator, "scaler", None)
+        state = {
+            "step": self.steps_done,
+            "smooth_loss": self.smooth_loss,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "processes": self.accelerator.num_processes,
+        }
+        save_tensors(path, tensors, {"state": state, **self._identity()})
+
+    def _identity(self) -> dict[str, Any]:
+        rule = self.task.teacher.rule
+        return {"training": self.config.to_dict(), "teacher": self.teacher, "rule": rule.to_dict()}
+
+    def restore(self, path: Path) -> None:
+        """Continues from what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is no such state, or one of another configuration, teacher or rule.
+        """
+        tensors, metadata = load_tensors(path)
+        if "state" not in metadata:
+            raise ValueError(f"{path} holds no state to resume from")
+        mine, other = self._identity(), metadata
+        different = [key for key in ("teacher", "rule") if mine[key] != other.get(key)]
+        theirs = other.get("training", {})
+        different += sorted(key for key, value in mine["training"].items() if value != theirs.get(key))
+        if self.accelerator.num_processes != metadata["state"]["processes"]:
+            different.append("number of processes")
+        if different:
+            raise ValueError(
+                f"{path} is of another distillation; different: {', '.join(different)}. "
+                "Give the same to resume, or begin anew without resuming"
+            )
+        by_kind: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            kind, name = key.split(".", 1)
+            by_kind.setdefault(kind, {})[name] = tensor
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(by_kind["trained"][name])
+                self.average[name].copy_(by_kind["average"][name])
+                if name in by_kind.get("exp_avg", {}):
+                    self.optimizer.state[parameter] = {
+                        "step": by_kind["step"][name],
+                        "exp_avg": by_kind["exp_avg"][name].to(parameter),
+                        "exp_avg_sq": by_kind["exp_avg_sq"][name].to(parameter),
+                    }
+        self.steps_done = metadata["state"]["step"]
+        self.smooth_loss = metadata["state"]["smooth_loss"]
+        if metadata["state"]["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(metadata["state"]["scaler"])
+
+
+def _accelerator(device: torch.device, precision: str) -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise ImportError(f"distillation needs accelerate ({error}): pip install 'fastcfg[distill]'") from error
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+
+
+def distill(
+    task: Task,
+    config: DistillConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    save_every: int = 200,
+    progress: bool = True,
+    tensorboard: bool = False,
+    accelerator: Any = None,
+) -> Student:
+    """Distils a task's teacher, and writes the student.
+
+    Writes into ``folder``: ``state.safetensors`` (the resumable state), ``log.jsonl`` (step, loss, learning rate),
+    and at the end ``student.safetensors`` (see :func:`load_student`).
+
+    Args:
+        resume: continue from the folder's state where it exists; otherwise begin anew.
+        save_every: steps between saved states.
+        progress: show a bar.
+        tensorboard: also write TensorBoard events, into ``folder/tensorboard``.
+        accelerator: of accelerate, where it is not to be the default one.
+
+    Returns:
+        The student, with the moving average of the weights.
+
+    Raises:
+        TrainingDiverged: the loss is not finite; names the last good state.
+        ValueError: the state belongs to another distillation, or the configuration does not fit the task.
+
+    Source: Meng et al., 2210.03142, stage 1.
+    """
+    distiller = Distiller(task, config, accelerator)
+    state, main = folder / STATE, distiller.accelerator.is_main_process
+    if resume and state.exists():
+        distiller.restore(state)
+    with Log(
+        folder / LOG, config.steps, begin=distiller.steps_done, bar=progress and main, write=main, board=tensorboard
+    ) as log:
+        while distiller.steps_done < config.steps:
+            try:
+                loss = distiller.step()
+            except TrainingDiverged as error:
+                kept = f"the last good state is in {state}" if state.exists() else "no state was saved yet"
+                raise TrainingDiverged(f"distillation diverged at {error}; {kept}; try a lower learning rate") from None
+            done = distiller.steps_done
+            log.step(done, loss, distiller.smooth_loss, config.learning_rate_at(done - 1))
+            if main and (done % save_every == 0 or done == config.steps):
+                distiller.save(state)
+    student = distiller.student()
+    if main:
+        save_student(folder / STUDENT, student)
+    distiller.accelerator.wait_for_everyone()
+    return student
