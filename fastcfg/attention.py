@@ -94,7 +94,7 @@ def attention_mask(attention: Any, size: tuple[int, int], *, threshold: float = 
     return (mass > number("threshold", threshold)).view(-1, 1, height, width)
 
 
-def _blur(image: Tensor, kernel_size: int, sigma: float) -> Tensor:
+def gaussian_blur(image: Tensor, kernel_size: int, sigma: float) -> Tensor:
     """Gaussian blur with reflected borders of ``[B, C, H, W]``.
 
     Sums of shifted slices: a convolution would take TF32 on some GPUs, and another order of summation on others.
@@ -155,6 +155,6 @@ def degrade(
         raise ValueError(f"mask: expected [{x0.shape[0]}, 1, h, w], got {found}")
     clean = upcast(x0)
     share = torch.nn.functional.interpolate(mask.to(clean.dtype), x0.shape[-2:])
-    mixed = clean + share * (_blur(clean, kernel_size, blur_sigma) - clean)
+    mixed = clean + share * (gaussian_blur(clean, kernel_size, blur_sigma) - clean)
     a, s = weights_like({"alpha": alpha, "sigma": sigma}, clean)
     return weighted_sum({"x0": (a, mixed), "eps": (s, eps)}, dtype=x0.dtype)

@@ -70,6 +70,11 @@ class Autoguidance(Rule):
     def conditions(self) -> tuple[str, ...]:
         return ("perturbed", "cond")
 
+    def eager(self, predictions: Mapping[str, Tensor], params: Mapping[str, Any]) -> Tensor:
+        p, c = predictions["perturbed"], predictions["cond"]
+        result: Tensor = (p if self.base == "perturbed" else c) + params["scale"] * (c - p)
+        return result
+
     def lower(self) -> Lowered:
         formula = towards if self.base == "perturbed" else towards_from_cond
         return Lowered(self.conditions, (fk.Stage(formula),), {"scale": self.scale})
@@ -163,6 +168,13 @@ class LTX2(Rule):
     @property
     def conditions(self) -> tuple[str, ...]:
         return ("cond", "uncond", "perturbed", "modality")
+
+    def eager(self, predictions: Mapping[str, Tensor], params: Mapping[str, Any]) -> Tensor:
+        c = predictions["cond"]
+        result: Tensor = c + (params["scale"] - 1.0) * (c - predictions["uncond"])
+        result = result + params["perturbed_scale"] * (c - predictions["perturbed"])
+        result = result + (params["modality_scale"] - 1.0) * (c - predictions["modality"])
+        return result
 
     def lower(self) -> Lowered:
         params = {

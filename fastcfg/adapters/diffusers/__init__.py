@@ -9,6 +9,34 @@ except ImportError as error:
         f"fastcfg.adapters.diffusers needs diffusers >= 0.42 ({error}); pip install 'fastcfg[diffusers]'"
     ) from error
 
-from .guiders import FusedClassifierFreeGuidance
+from .guiders import (
+    FusedAdaptiveProjectedGuidance,
+    FusedAdaptiveProjectedMixGuidance,
+    FusedClassifierFreeGuidance,
+    FusedClassifierFreeZeroStarGuidance,
+    FusedFrequencyDecoupledGuidance,
+    FusedMagnitudeAwareGuidance,
+    FusedTangentialClassifierFreeGuidance,
+)
+from .guiders_perturbed import (
+    FusedAutoGuidance,
+    FusedLTX2Guidance,
+    FusedPerturbedAttentionGuidance,
+    FusedSkipLayerGuidance,
+    FusedSmoothedEnergyGuidance,
+)
 
-__all__ = ["FusedClassifierFreeGuidance"]
+__all__ = [
+    "FusedAdaptiveProjectedGuidance",
+    "FusedAdaptiveProjectedMixGuidance",
+    "FusedAutoGuidance",
+    "FusedClassifierFreeGuidance",
+    "FusedClassifierFreeZeroStarGuidance",
+    "FusedFrequencyDecoupledGuidance",
+    "FusedLTX2Guidance",
+    "FusedMagnitudeAwareGuidance",
+    "FusedPerturbedAttentionGuidance",
+    "FusedSkipLayerGuidance",
+    "FusedSmoothedEnergyGuidance",
+    "FusedTangentialClassifierFreeGuidance",
+]

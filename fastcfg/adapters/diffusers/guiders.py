@@ -1,38 +1,225 @@
-"""Guiders for diffusers' modular pipelines, with the same arguments as its own."""
+"""Fused counterparts of diffusers' guiders of two predictions: the same names, arguments and config."""
 
 from __future__ import annotations
 
-from diffusers.guiders import ClassifierFreeGuidance
-from diffusers.guiders.guider_utils import GuiderOutput
-from torch import Tensor
+from typing import Any, Literal
 
-from ...guidance import guide
-from ...rules import CFG
+from diffusers.configuration_utils import register_to_config
+from diffusers.guiders import (
+    AdaptiveProjectedGuidance,
+    AdaptiveProjectedMixGuidance,
+    ClassifierFreeGuidance,
+    ClassifierFreeZeroStarGuidance,
+    FrequencyDecoupledGuidance,
+    MagnitudeAwareGuidance,
+    TangentialClassifierFreeGuidance,
+)
+from diffusers.guiders.guider_utils import BaseGuidance
 
-__all__ = ["FusedClassifierFreeGuidance"]
+from ...rules import APG, CFG, FDG, TCFG, APGMix, CFGZeroStar, MaMBOG, Rule
+from .guider_core import Call, FusedGuider
+
+__all__ = [
+    "FusedAdaptiveProjectedGuidance",
+    "FusedAdaptiveProjectedMixGuidance",
+    "FusedClassifierFreeGuidance",
+    "FusedClassifierFreeZeroStarGuidance",
+    "FusedFrequencyDecoupledGuidance",
+    "FusedMagnitudeAwareGuidance",
+    "FusedTangentialClassifierFreeGuidance",
+]
 
 
-class FusedClassifierFreeGuidance(ClassifierFreeGuidance):  # type: ignore[misc]
-    """diffusers' ``ClassifierFreeGuidance`` with the fused rule behind the same arguments.
+class FusedClassifierFreeGuidance(FusedGuider, ClassifierFreeGuidance, eager=True):
+    """diffusers' ``ClassifierFreeGuidance`` by :class:`fastcfg.CFG`; see :class:`.FusedGuider` for what differs.
 
-    Windows, batch preparation and the config round trip are the parent's. Where diffusers gives NaN for a
-    prediction without spread, the rescale here leaves it as it is.
+    ``numerics="eager"`` gives diffusers' own bits where there is no rescale.
     """
 
-    def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> GuiderOutput:
-        """The guided prediction ``[B, ...]`` of the conditional and the unconditional one.
+    def _rule(self) -> Rule:
+        return CFG(self._value("guidance_scale"), base=self._base)
 
-        Outside the guider's window, or at a scale that leaves ``pred_cond``, that tensor itself is returned: the
-        rescale of a prediction to its own spread changes nothing.
-        """
-        pred = pred_cond
-        if self._is_cfg_enabled():
-            rule = CFG(
-                self.guidance_scale,
-                max(self.guidance_rescale, 0.0),
-                base="cond" if self.use_original_formulation else "uncond",
-            )
-            if pred_uncond is None:
-                raise ValueError("pred_uncond: expected a tensor, guidance is enabled at this step")
-            pred = guide(rule, uncond=pred_uncond, cond=pred_cond)
-        return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
+    def _is_cfg_enabled(self) -> bool:
+        return self._guided()
+
+
+class FusedAdaptiveProjectedGuidance(FusedGuider, AdaptiveProjectedGuidance):
+    """diffusers' ``AdaptiveProjectedGuidance`` by :class:`fastcfg.APG`.
+
+    The momentum is kept in float32 (diffusers: the predictions' dtype), and the norm does not overflow in float16.
+    A norm over other dimensions than all but the batch (``adaptive_projected_guidance_norm_dim``) leaves the rescale
+    a pass of its own.
+    """
+
+    def _rule(self) -> Rule:
+        dims = self.adaptive_projected_guidance_norm_dim
+        return APG(
+            self._value("guidance_scale"),
+            eta=self.eta,
+            norm_threshold=max(self.adaptive_projected_guidance_rescale, 0.0),
+            momentum=self.adaptive_projected_guidance_momentum or 0.0,
+            base=self._base,
+            dims=tuple(dims) if isinstance(dims, list) else dims,
+        )
+
+    def _is_apg_enabled(self) -> bool:
+        return self._guided()
+
+
+class FusedAdaptiveProjectedMixGuidance(
+    FusedGuider, AdaptiveProjectedMixGuidance, scales=("guidance_scale", "adaptive_projected_guidance_scale")
+):
+    """diffusers' ``AdaptiveProjectedMixGuidance`` by :class:`fastcfg.APGMix`: CFG up to a step, then APG.
+
+    The momentum is kept up to date from the first guided step, in float32.
+    """
+
+    def _parameters(self) -> dict[str, str]:
+        return {"scale": "guidance_scale", "apg_scale": "adaptive_projected_guidance_scale"}
+
+    def _rule(self) -> Rule:
+        return APGMix(
+            self._value("guidance_scale"),
+            self._value("adaptive_projected_guidance_scale"),
+            eta=self.eta,
+            norm_threshold=max(self.adaptive_projected_guidance_rescale, 0.0),
+            momentum=self.adaptive_projected_guidance_momentum or 0.0,
+            start_step=self.adaptive_projected_guidance_start_step,
+            base=self._base,
+            phase="apg" if self._is_apg_enabled() else "cfg",
+        )
+
+    def _is_cfg_enabled(self) -> bool:
+        return self._guided()
+
+    def _is_apg_enabled(self) -> bool:
+        at = self._at()
+        neutral = 0.0 if self.use_original_formulation else 1.0
+        later = at is not None and at[0] > self.adaptive_projected_guidance_start_step
+        return later and self._guided() and not self._is_at("adaptive_projected_guidance_scale", neutral)
+
+
+class FusedClassifierFreeZeroStarGuidance(FusedGuider, ClassifierFreeZeroStarGuidance):
+    """diffusers' ``ClassifierFreeZeroStarGuidance`` by :class:`fastcfg.CFGZeroStar`.
+
+    A rescale leaves the zeros of the first steps zero (diffusers: NaN), and those steps run the conditional pass
+    alone. ``pred_uncond`` of the output is what was given (diffusers: scaled by alpha).
+    """
+
+    def _zero(self) -> bool:
+        at = self._at()
+        return bool(self._enabled and at is not None and at[0] < self.zero_init_steps)
+
+    def _guided(self) -> bool:
+        return super()._guided() and not self._zero()
+
+    def _make(self) -> Call:
+        if self._zero():
+            return Call(CFGZeroStar(phase="zero").simplify(), (("cond", "pred_cond"),))
+        return super()._make()
+
+    def _rule(self) -> Rule:
+        return CFGZeroStar(self._value("guidance_scale"), zero_init_steps=0, base=self._base)
+
+    def _is_cfg_enabled(self) -> bool:
+        return self._guided()
+
+
+class FusedTangentialClassifierFreeGuidance(FusedGuider, TangentialClassifierFreeGuidance):
+    """diffusers' ``TangentialClassifierFreeGuidance`` by :class:`fastcfg.TCFG`, in closed form instead of an SVD.
+
+    ``is_conditional`` works (diffusers: AttributeError).
+    """
+
+    def _rule(self) -> Rule:
+        return TCFG(self._value("guidance_scale"), base=self._base)
+
+    def _is_tcfg_enabled(self) -> bool:
+        return self._guided()
+
+
+class FusedMagnitudeAwareGuidance(FusedGuider, MagnitudeAwareGuidance):
+    """diffusers' ``MagnitudeAwareGuidance`` by :class:`fastcfg.MaMBOG`, for predictions of any number of dimensions.
+
+    diffusers' own raises on 4-D and 5-D latents, and gives NaN for a zero unconditional prediction.
+    """
+
+    def _rule(self) -> Rule:
+        return MaMBOG(self._value("guidance_scale"), alpha=self.alpha, base=self._base)
+
+    def _is_mambo_g_enabled(self) -> bool:
+        return self._guided()
+
+
+def _levels(name: str, value: Any, count: int) -> list[Any]:
+    """One value for each of ``count`` levels."""
+    values = list(value) if isinstance(value, list | tuple) else [value] * count
+    if len(values) != count:
+        raise ValueError(f"{name}: expected one number, or {count} as there are guidance_scales, got {len(values)}")
+    return values
+
+
+class FusedFrequencyDecoupledGuidance(FusedGuider, FrequencyDecoupledGuidance, scales=()):
+    """diffusers' ``FrequencyDecoupledGuidance`` by :class:`fastcfg.FDG`, without kornia.
+
+    A level outside its window, or at a scale without effect, keeps the conditional prediction's own level (diffusers:
+    raises, or puts another level there). The result has the predictions' size whatever it is (diffusers: padded to
+    powers of two where a side cannot be halved often enough), and videos ``[B, C, F, H, W]`` work frame by frame.
+    ``upcast_to_double`` is accepted and changes nothing: sums are accumulated in float32 (float64 for float64).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        guidance_scales: list[float] | tuple[float, ...] = (10.0, 5.0),
+        guidance_rescale: float | list[float] | tuple[float, ...] = 0.0,
+        parallel_weights: float | list[float] | tuple[float, ...] | None = None,
+        use_original_formulation: bool = False,
+        start: float | list[float] | tuple[float, ...] = 0.0,
+        stop: float | list[float] | tuple[float, ...] = 1.0,
+        guidance_rescale_space: Literal["data", "freq"] = "data",
+        upcast_to_double: bool = True,
+        enabled: bool = True,
+    ) -> None:
+        count = len(guidance_scales)
+        starts, stops = _levels("start", start, count), _levels("stop", stop, count)
+        BaseGuidance.__init__(self, min(starts), max(stops), enabled)
+        self.guidance_scales = list(guidance_scales)
+        self.levels = count
+        self.guidance_rescale = _levels("guidance_rescale", guidance_rescale, count)
+        self.parallel_weights = _levels(
+            "parallel_weights", 1.0 if parallel_weights is None else parallel_weights, count
+        )
+        self.guidance_rescale_space = guidance_rescale_space
+        self.use_original_formulation = use_original_formulation
+        self.upcast_to_double = upcast_to_double
+        self.guidance_start, self.guidance_stop = starts, stops
+
+    def _parameters(self) -> dict[str, str]:
+        return {}
+
+    def _rule(self) -> Rule:
+        neutral = 0.0 if self.use_original_formulation else 1.0
+        scales = (s if self._is_fdg_enabled_for_level(i) else neutral for i, s in enumerate(self.guidance_scales))
+        by_level = self.guidance_rescale_space == "freq"
+        return FDG(
+            tuple(scales),
+            parallel_weights=tuple(self.parallel_weights),
+            rescale=tuple(self.guidance_rescale) if by_level else self.guidance_rescale[0],
+            rescale_space=self.guidance_rescale_space,
+            base=self._base,
+        )
+
+    def _phi(self) -> float:
+        return 0.0  # The rule's own.
+
+    def _guided(self) -> bool:
+        return bool(self._enabled) and any(self._is_fdg_enabled_for_level(i) for i in range(self.levels))
+
+    def _is_fdg_enabled(self) -> bool:
+        return self._guided()
+
+    def _is_fdg_enabled_for_level(self, level: int) -> bool:
+        neutral = 0.0 if self.use_original_formulation else 1.0
+        on = self._within(self.guidance_start[level], self.guidance_stop[level])
+        return bool(self._enabled) and on and self.guidance_scales[level] != neutral

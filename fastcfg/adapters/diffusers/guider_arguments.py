@@ -1,0 +1,81 @@
+"""What the fused guiders take and give: scales of several kinds, JSON configs, an output."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.guiders.guider_utils import GuiderOutput
+from torch import Tensor
+
+from ...combination import number
+from ...rules import Rule
+from ...rules.base import number_or_schedule
+from ...schedules import Schedule
+
+__all__ = ["FusedOutput", "Scale", "as_scale", "initialiser", "plain"]
+
+Scale = float | Schedule | Tensor
+"""A number, a schedule over the steps, or one value a sample ``[B]``."""
+
+
+@dataclass
+class FusedOutput(GuiderOutput):  # type: ignore[misc]
+    """diffusers' ``GuiderOutput``, as a dataclass: so ``.pred`` can be read where ``torch.compile`` traces."""
+
+    pred: Tensor
+    pred_cond: Tensor | None = None
+    pred_uncond: Tensor | None = None
+
+
+def as_scale(name: str, value: Any) -> Scale:
+    """A guider's argument as a number, a schedule (a JSON object is read) or a floating tensor ``[]`` or ``[B]``.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    if isinstance(value, Mapping):
+        return Schedule.from_dict(dict(value))
+    if isinstance(value, list | tuple):
+        return torch.tensor([number(f"{name}[{i}]", v) for i, v in enumerate(value)], dtype=torch.float64)
+    if isinstance(value, Tensor):
+        if not value.is_floating_point() or value.dim() > 1:
+            raise ValueError(f"{name}: expected a floating tensor [] or [B], got {value.dtype} {list(value.shape)}")
+        return value
+    return number_or_schedule(name, value)
+
+
+def plain(value: Any) -> Any:
+    """A guider's argument as its JSON config holds it."""
+    if isinstance(value, Schedule | Rule):
+        return value.to_dict()
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def initialiser(parent: Callable[..., None], scales: Mapping[str, str], eager: bool) -> Callable[..., None]:
+    """diffusers' ``__init__`` for the same arguments, with scales of more kinds and, maybe, ``numerics``."""
+    signature = inspect.signature(parent)
+
+    @functools.wraps(parent)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        numerics = kwargs.pop("numerics", "fp32") if eager else "fp32"
+        # By name: diffusers' config takes what is given by place for a default, and loses it on the way back.
+        arguments = dict(signature.bind(self, *args, **kwargs).arguments)
+        given = {name: as_scale(name, arguments[name]) for name in scales if name in arguments}
+        self._begin(numerics)
+        parent(**{name: plain(value) for name, value in arguments.items()})
+        for name, value in given.items():
+            setattr(self, scales[name], value)
+        if eager:
+            self.register_to_config(numerics=numerics)
+        self._ready()
+
+    parameters = list(signature.parameters.values())
+    if eager:
+        parameters.append(inspect.Parameter("numerics", inspect.Parameter.KEYWORD_ONLY, default="fp32"))
+    __init__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return __init__
