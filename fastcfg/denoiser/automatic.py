@@ -33,10 +33,10 @@ class Auto:
     """One batch where it fits, else a call for each pass.
 
     On CUDA the first step of each shape runs its passes one after another, and the first of them tells what a pass
-    takes: the allocator's peak during it, less what was allocated before. (A higher peak before it stays the peak, so that the
-    estimate is too high then, never too low.) From the next step on the passes are one batch if as many times that fit
-    the free memory (``torch.cuda.mem_get_info`` and what the allocator holds in reserve). A batch that runs out of
-    memory after all is repeated pass by pass, and not tried again for that shape.
+    takes: the allocator's peak during it, less what was allocated before. (A higher peak before it stays the
+    peak, so that the estimate is too high then, never too low.) From the next step on the passes are one batch if as
+    many times that fit the free memory (``torch.cuda.mem_get_info`` and what the allocator holds in reserve). A batch
+    that runs out of memory after all is repeated pass by pass, and not tried again for that shape.
 
     On a CPU the input's size decides: one batch up to :data:`CPU_ELEMENTS` elements over all passes. On other devices
     it is one batch. Conditions that can't be one batch are run one after another everywhere.

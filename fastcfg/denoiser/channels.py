@@ -26,6 +26,10 @@ class GuidedChannels:
             raise ValueError(f"guided_channels: expected a positive integer, got {count!r}")
         self.count, self.rest = count, rest
 
+    def of(self, prediction: Tensor) -> Tensor:
+        """The guided channels of a prediction, as a view."""
+        return prediction[:, : self.count]
+
     def guide(self, planned: PassPlan, results: Mapping[str, Tensor], guide: Guide, out: Tensor | None) -> Tensor:
         """The result of ``guide(predictions, out)`` on the guided channels, and the rest.
 
@@ -35,13 +39,13 @@ class GuidedChannels:
         first = results[planned.passes[0]]
         if first.dim() < 2 or first.shape[1] < self.count:
             raise ValueError(f"guided_channels: the model predicts {list(first.shape)}, which has not {self.count}")
-        heads = {name: result[:, : self.count] for name, result in results.items()}
+        heads = {name: self.of(result) for name, result in results.items()}
         if self.rest is None or first.shape[1] == self.count:
             return guide(heads, out)
         whole = results.get(self.rest, first)
         if planned.unguided and out is None:
             return torch.cat([guide(heads, None), whole[:, self.count :]], 1)
         out = torch.empty_like(whole) if out is None else out
-        guide(heads, out[:, : self.count])
+        guide(heads, self.of(out))
         out[:, self.count :] = whole[:, self.count :]
         return out

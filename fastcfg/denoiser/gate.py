@@ -87,23 +87,18 @@ class Gate:
             return "refresh"
         return "reuse"
 
-    def refreshed(self, state: State, step: int, old: Tensor | None, cond: Tensor) -> None:
-        """Note a refresh, and measure the delta that is in the state now against the one before.
+    def refreshed(self, state: State, step: int, measured: Tensor | None) -> None:
+        """Note a refresh.
 
         Args:
-            old: the delta before, or None.
-            cond: the conditional prediction.
+            measured: what :func:`measure_delta` found of the new delta against the one before (or itself, where there
+                is none), ``[2, B]``; the largest counts. None if nothing was measured.
         """
         last = state.numbers.get(STEP)
         state.numbers[STEP] = step
-        if not self.measures:
-            return
-        new = state["delta"]
-        usable = old is not None and last is not None and old.shape == new.shape and step > last
-        measured = measure_delta(new, old if usable and old is not None else new, cond).amax(1)
-        age = step - last if usable and last is not None else 0.0
-        state.arriving = _Arriving(measured, age, self.stop)
-        state.settle(self.wait or measured.device.type == "cpu")
+        if measured is not None:
+            state.arriving = _Arriving(measured.amax(1), 0.0 if last is None else step - last, self.stop)
+            state.settle(self.wait or measured.device.type == "cpu")
 
 
 class _Arriving:
@@ -115,7 +110,7 @@ class _Arriving:
         if measured.is_cuda:
             self.values = torch.empty(2, dtype=measured.dtype, pin_memory=True)
             self.values.copy_(measured, non_blocking=True)
-            self.event = torch.cuda.Event()
+            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.event.record()
         else:
             self.values = measured

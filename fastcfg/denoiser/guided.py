@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from ..rules import Rule
 from ..rules.cached import gate_of
 from ..state import State
 from .automatic import Auto
+from .capture import CapturedStep
 from .channels import GuidedChannels
-from .gate import Gate
-from .passes import Batched, Executor, Sequential, passes_of, prediction_of
+from .gate import Gate, measure_delta
+from .passes import Batched, Executor, Pass, Sequential, passes_of, prediction_of
+from .replay import ReplayBackend
 from .report import PassReport
 
 __all__ = ["GuidedDenoiser", "Mode", "executor_of"]
@@ -165,34 +167,78 @@ class GuidedDenoiser:
         """
         planned = self.plan(conditions, step, num_steps, sigma=sigma, params=params, state=state)
         if not torch.compiler.is_compiling():
-            self._report.count(len(planned.passes), planned.saved_by)
-        results = self.executor.run(x, t, passes_of(planned.passes, conditions, self.model, self._take))
+            self.count(planned)
+        results = self.executor.run(x, t, self.passes(planned, conditions))
+        before = state["delta"] if self._gate is not None and state is not None and "delta" in state else None
         space: dict[str, Any] = {} if prediction is None else {"x": x, "prediction": prediction}
+        guided = self.combine(planned, results, params=params, state=state, out=out, **space)
+        if self._gate is not None and state is not None:
+            measured = self.measure(planned, results, before, state) if self.measures(planned) else None
+            self.note_refresh(planned, state, step, measured)
+        return guided
 
-        def guided(predictions: Mapping[str, Tensor], to: Tensor | None) -> Tensor:
-            return self._guide(planned, predictions, step, params, state, space, to)
+    def passes(self, planned: PassPlan, conditions: Conditions) -> list[Pass]:
+        """The passes of a plan, for an :class:`Executor`."""
+        return passes_of(planned.passes, conditions, self.model, self._take)
 
-        return guided(results, out) if self._channels is None else self._channels.guide(planned, results, guided, out)
+    def count(self, planned: PassPlan) -> None:
+        """Count the passes of a plan as run."""
+        self._report.count(len(planned.passes), planned.saved_by)
 
-    def _guide(
+    def combine(
         self,
         planned: PassPlan,
         results: Mapping[str, Tensor],
-        step: int | None,
-        params: Mapping[str, Any] | None,
-        state: State | None,
-        space: Mapping[str, Any],
-        out: Tensor | None,
+        *,
+        params: Mapping[str, Any] | None = None,
+        state: State | None = None,
+        out: Tensor | None = None,
+        **space: Any,
     ) -> Tensor:
-        if planned.unguided:
-            only = results[planned.passes[0]]
-            return only if out is None else out.copy_(only)
-        predictions = cast(dict[str, Any], planned.predictions(results))
-        refreshes = self._gate is not None and state is not None and "delta" in planned.rule.lowered.updates
-        old = state["delta"] if refreshes and state is not None and "delta" in state else None
-        guided: Tensor = guide(
-            planned.rule, params=params, backend=self.backend, state=state, out=out, **space, **predictions
-        )
-        if refreshes and self._gate is not None and state is not None and step is not None:
-            self._gate.refreshed(state, step, old, predictions["cond"])
-        return guided
+        """The guidance of the passes' results: what a call does once they are run."""
+
+        def guided(predictions: Mapping[str, Tensor], to: Tensor | None) -> Tensor:
+            if planned.unguided:
+                only = predictions[planned.passes[0]]
+                return only if to is None else to.copy_(only)
+            named: dict[str, Any] = planned.predictions(predictions)
+            return guide(planned.rule, params=params, backend=self.backend, state=state, out=to, **space, **named)
+
+        return guided(results, out) if self._channels is None else self._channels.guide(planned, results, guided, out)
+
+    def measures(self, planned: PassPlan) -> bool:
+        """Whether the gate measures the delta of a plan's step."""
+        return self._gate is not None and self._gate.measures and "delta" in planned.rule.lowered.updates
+
+    def measure(self, planned: PassPlan, results: Mapping[str, Tensor], before: Tensor | None, state: State) -> Tensor:
+        """How far and how long the delta in the state is, ``[2, B]``; see :func:`measure_delta`."""
+        cond, new = planned.predictions(results)["cond"], state["delta"]
+        if self._channels is not None:
+            cond = self._channels.of(cond)
+        return measure_delta(new, new if before is None else before, cond)
+
+    def note_refresh(self, planned: PassPlan, state: State, step: int | None, measured: Tensor | None) -> None:
+        """Tell the gate that a step is done."""
+        if self._gate is not None and step is not None and "delta" in planned.rule.lowered.updates:
+            self._gate.refreshed(state, step, measured)
+
+    def capture(
+        self,
+        step: Callable[..., Tensor] | None = None,
+        *,
+        backend: ReplayBackend = "auto",
+        options: Mapping[str, Any] | None = None,
+    ) -> CapturedStep:
+        """The whole step as one piece that is replayed: passes, guidance and the sampler's step.
+
+        Args:
+            step: the sampler's step ``step(x, prediction, **coefficients)`` in torch operations, which gives the next
+                x; None captures the guided prediction.
+            backend: ``"cudagraph"``; ``"compile"`` (``torch.compile`` with ``fullgraph=True``); ``"eager"``, which runs
+                the same piece as it is; or ``"auto"``: a CUDA graph on CUDA, else compiled.
+            options: of ``torch.compile``.
+
+        Returns:
+            A :class:`CapturedStep`, which counts into this denoiser's report. The model must not wait for the device.
+        """
+        return CapturedStep(self, step, backend, dict(options or {}))

@@ -94,6 +94,8 @@ def _then_prepare(check: Callable[[Any], None]) -> Callable[[Any], None]:
     def prepared(self: Rule) -> None:
         check(self)
         _ = self.lerp, self.numbers, self.lowered.program
+        if self.lowered.domain is not None:
+            _ = self.lowered.affine_program
 
     return prepared
 
