@@ -67,7 +67,7 @@ def guide(
         params: overrides of the rule's parameters by name: a number, or a 0-dim or ``[B]`` floating tensor for a
             value per sample. Nothing is read back from a device.
         out: tensor to write; it may be one of the predictions.
-        backend: ``"auto"``, ``"triton"``, ``"inductor"`` or ``"torch"``; see :func:`fastcfg_kernels.guide`.
+        backend: ``"auto"``, ``"triton"``, ``"cpp"``, ``"inductor"`` or ``"torch"``; see :func:`fastcfg_kernels.guide`.
         order: names of the blocks of ``batch``.
         check: also check that tensors in ``params`` are finite, which waits for the device.
         state: what a rule with memory (momentum, a cached delta) reads and writes: one for each request.
@@ -156,7 +156,7 @@ def _values(rule: Rule, params: Mapping[str, Any], first: Tensor, check: bool) -
     for name, value in values.items():
         if isinstance(value, Schedule):
             raise ValueError(f"{name}: is a schedule; resolve it with rule.at(step, num_steps) before guiding")
-    if rule.scheduled and not any(isinstance(value, Schedule) for value in rule.lowered.params.values()):
+    if rule.numbers is None and not any(isinstance(value, Schedule) for value in rule.lowered.params.values()):
         raise ValueError(f"rule: {type(rule).__name__} changes by step; resolve it with rule.at(step, num_steps)")
     batch = first.shape[0] if first.dim() else 0
     return [fk.check_param(name, values[name], batch, first.device, check) for name in rule.program.params]
