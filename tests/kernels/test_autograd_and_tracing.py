@@ -1,9 +1,8 @@
-"""Gradients, torch.compile and torch.export of what calls fastcfg."""
+"""Gradients and torch.compile of what calls fastcfg."""
 
 import pytest
 import torch
 from conformance.cases import BY_NAME, Case, draw, run
-from fastcfg_export import GuidedModule
 
 import fastcfg
 from fastcfg import CFG, Clamp, PerpNeg, Rescale
@@ -83,38 +82,3 @@ def test_fullgraph_compile_by_inductor() -> None:
     tensors = draw(("uncond", "cond"), (2, 4, 9, 8), torch.bfloat16)
     got = torch.compile(lambda u, c: fastcfg.guide(rule, uncond=u, cond=c), fullgraph=True)(*tensors.values())
     torch.testing.assert_close(got, fastcfg.guide(rule, **tensors), rtol=2**-8, atol=2**-8)
-
-
-class _Model(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = torch.nn.Conv2d(4, 4, 3, padding=1)
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        return self.conv(x) * condition[:, :, None, None] + t[:, None, None, None]
-
-
-@pytest.mark.parametrize("rule", [CFG(), CFG(rescale=0.7), PerpNeg()], ids=["CFG", "rescale", "PerpNeg"])
-def test_export_keeps_batch_and_height_dynamic(rule: fastcfg.Rule) -> None:
-    torch.manual_seed(0)
-    module = GuidedModule(_Model(), rule).eval()
-
-    def arguments(batch: int, height: int) -> tuple[torch.Tensor, ...]:
-        conditions = [torch.randn(batch, 4) for _ in rule.conditions]
-        return torch.randn(batch, 4, height, 8), torch.rand(batch), torch.linspace(1, 9, batch), *conditions
-
-    row = {0: torch.export.Dim("batch", min=1, max=64)}
-    height = {2: torch.export.Dim("height", min=4, max=256)}
-    shapes = (row | height, row, row, tuple(row for _ in rule.conditions))
-    program = torch.export.export(module, arguments(3, 16), dynamic_shapes=shapes)
-    for given in (arguments(3, 16), arguments(1, 140), arguments(7, 16)):
-        torch.testing.assert_close(program.module()(*given), module(*given), rtol=2**-18, atol=2**-18)
-    with pytest.raises(ValueError, match=f"conditions: expected {len(rule.conditions)}"):
-        module(*arguments(2, 8)[:-1])
-
-
-def test_guided_modules_refuse() -> None:
-    with pytest.raises(ValueError, match="rule: has schedules"):
-        GuidedModule(_Model(), CFG(fastcfg.schedules.Linear(1, 2)))
-    with pytest.raises(ValueError, match="rule: expected one with a parameter 'scale'"):
-        GuidedModule(_Model(), fastcfg.MultiCondition((1.0, 2.0)))

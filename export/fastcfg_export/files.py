@@ -1,0 +1,53 @@
+"""Files that are whole or absent, and their hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["existing_file", "folder_beside", "move_into_place", "sha256_of"]
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def existing_file(name: str, path: Path | str) -> Path:
+    """``path`` if there is such a file.
+
+    Raises:
+        FileNotFoundError: naming the argument.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}: expected a file, there is none at {path}")
+    return path
+
+
+@contextlib.contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A temporary folder on the same file system as ``path``, gone afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_into_place(source: Path, target: Path) -> None:
+    """Put a written file on the disk and then under its name."""
+    with source.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.chmod(source, 0o644)
+    os.replace(source, target)
