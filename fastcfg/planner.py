@@ -155,7 +155,9 @@ class Planner:
         if not isinstance(rule, Rule):
             raise TypeError(f"rule: expected a fastcfg rule, got {type(rule).__name__}")
         self.rule = rule
-        self._by_step = rule.scheduled
+        # Worked out now for torch.compile, which can't trace the making of a rule.
+        constant = not rule.scheduled
+        self._constant = tuple(_resolve(rule, None, None, None, f, "auto") for f in (False, True)) if constant else None
         self._resolved: dict[Any, tuple[Rule, list[tuple[str, int]]]] = {}
         self._plans: dict[Any, PassPlan] = {}
 
@@ -170,20 +172,28 @@ class Planner:
         phase: Phase = "auto",
     ) -> PassPlan:
         """See :func:`plan`."""
-        if isinstance(sigma, Tensor) or torch.compiler.is_compiling():
-            return plan(self.rule, conditions, step, num_steps, sigma=sigma, fixed=fixed, phase=phase)
         _check_names(self.rule, conditions)
-        key = (step, num_steps, sigma, fixed, phase) if self._by_step else (fixed, phase)
-        if not self._by_step and step is not None and num_steps is not None:
-            check_step(step, num_steps)
-        found = self._resolved.get(key)
-        if found is None or (step is None) != (num_steps is None):
-            if len(self._resolved) >= self.KEPT:
-                self._resolved.clear()
-                self._plans.clear()
-            found = self._resolved[key] = _resolve(self.rule, step, num_steps, sigma, fixed, phase)
-        resolved, saved_by = found
+        key: Any
+        if self._constant is not None:
+            if (step is None) != (num_steps is None):
+                raise ValueError("step, num_steps: give both or neither")
+            if step is not None and num_steps is not None:
+                check_step(step, num_steps)
+            key = fixed
+            resolved, saved_by = self._constant[fixed]
+        elif isinstance(sigma, Tensor) or torch.compiler.is_compiling():
+            return plan(self.rule, conditions, step, num_steps, sigma=sigma, fixed=fixed, phase=phase)
+        else:
+            key = (step, num_steps, sigma, fixed, phase)
+            if key not in self._resolved:
+                if len(self._resolved) >= self.KEPT:
+                    self._resolved.clear()
+                    self._plans.clear()
+                self._resolved[key] = _resolve(self.rule, step, num_steps, sigma, fixed, phase)
+            resolved, saved_by = self._resolved[key]
         first = _first_of_same(resolved.conditions, conditions)
+        if torch.compiler.is_compiling():
+            return _shared(resolved, saved_by, first, fixed)
         whole = (key, *first.values())
         if (planned := self._plans.get(whole)) is None:
             planned = self._plans[whole] = _shared(resolved, saved_by, first, fixed)
