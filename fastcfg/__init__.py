@@ -15,7 +15,7 @@ from .classifier import (
     train_noisy_classifier,
 )
 from .conditions import Condition
-from .denoiser import GuidedDenoiser, PassReport
+from .denoiser import GuidedDenoiser, PassReport, Requests
 from .distill.conventions import (
     check_double_guidance,
     flux_guidance_embedding,
@@ -28,6 +28,7 @@ from .dropout import ConditionDropout
 from .frames import guide_frames
 from .fresca import fresca
 from .guidance import guide, split_batch
+from .guided_step import guide_step
 from .langevin import langevin, sequence_score, temper
 from .logits import guide_logits
 from .mahiro import mahiro
@@ -64,6 +65,7 @@ from .rules import (
     SelfAttentionGuidance,
     rule,
 )
+from .samplers import Sampler
 from .schedules import Schedule
 from .state import State
 from .steps import cfg_pp_step, ddim_step
@@ -101,9 +103,11 @@ __all__ = [
     "Perturbed",
     "Prediction",
     "Preset",
+    "Requests",
     "Rescale",
     "ResidualCFG",
     "Rule",
+    "Sampler",
     "Schedule",
     "SelfAttentionGuidance",
     "State",
@@ -126,6 +130,7 @@ __all__ = [
     "guide",
     "guide_frames",
     "guide_logits",
+    "guide_step",
     "implied_classifier_gradient",
     "langevin",
     "lcm_embedding",

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import fastcfg_kernels as fk
 import torch
 from torch import Tensor
 
-from .groups import Groups
-from .parameterization import Kind, Prediction
+from .launch import check_names, domain_levels, launch, parameter_values, rule_inputs
+from .parameterization import Prediction
 from .rules import Rule
-from .schedules import Schedule
 from .state import State
 
 __all__ = ["guide", "split_batch"]
@@ -55,6 +54,8 @@ def guide(
     numerics: Literal["fp32", "eager"] = "fp32",
     x: Tensor | None = None,
     prediction: Prediction | None = None,
+    scale_map: Tensor | None = None,
+    mask: Tensor | None = None,
     **predictions: Tensor,
 ) -> Tensor:
     """The guided prediction of a rule.
@@ -75,6 +76,12 @@ def guide(
             operations of diffusers in their order and the predictions' dtype, and so its bits.
         x, prediction: for a rule with a domain (:class:`fastcfg.InDomain`), the noisy latent ``[B, ...]`` and what
             the model predicts at which noise level.
+        scale_map: factor of every delta (what guidance adds to the rule's first prediction), elementwise and before
+            anything is measured: 0 leaves that prediction, 1 changes nothing. Floating, of any shape that broadcasts
+            to the predictions': ``[B, 1, H, W]`` for regions, ``[B, 1, F, 1, 1]`` for frames. The predictions
+            themselves are measured as they are.
+        mask: zero or False where an element is left out of every sum (padding tokens, ``[B, T, 1]``); it is guided
+            as all others.
         predictions: tensors ``[B, ...]`` of one shape, dtype and device, by the names in ``rule.conditions``.
 
     Returns:
@@ -107,59 +114,41 @@ def guide(
             and u.device == c.device
             and u.dim() > 1
             and out is None
+            and scale_map is None
             and "FASTCFG_BACKEND" not in os.environ
         ):
             return torch.lerp(u, c, lerp.weight)
     if rule.prepares:
+        if scale_map is not None or mask is not None:
+            raise ValueError(
+                f"scale_map, mask: {type(rule).__name__} makes tensors of the predictions; it takes neither"
+            )
         return _prepared(rule, predictions, params or {}, out, backend, numerics, check)
-    lowered = rule.lowered
-    names = lowered.predictions
-    if len(predictions) != len(names) or any(name not in predictions for name in names):
-        missing = [n for n in names if n not in predictions]
-        extra = [n for n in predictions if n not in names]
-        raise ValueError(f"predictions: {type(rule).__name__} takes {list(names)}; missing {missing}, unknown {extra}")
-    for name in names:
-        if not isinstance(predictions[name], Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(predictions[name]).__name__}")
-    tensors = [predictions[name] for name in names]
-    if not params and rule.numbers is not None:
-        values: Sequence[Any] = rule.numbers
-    else:
-        values = _values(rule, params or {}, tensors[0], check)
+    tensors, values = rule_inputs(rule, predictions, params, check)
     if numerics == "eager":
+        if scale_map is not None or mask is not None:
+            raise ValueError("numerics: 'eager' has no scale_map and no mask")
         return _eager(rule, predictions, values, out)
     if numerics != "fp32":
         raise ValueError(f"numerics: expected 'fp32' or 'eager', got {numerics!r}")
-    program, space = lowered.program, []
-    if lowered.domain is not None:
-        if x is None or prediction is None:
-            raise ValueError(
-                f"x, prediction: {type(rule).__name__} works on {lowered.domain}; the call has to give both"
-            )
-        if prediction.kind != lowered.domain:
-            program, space = lowered.affine_program, [x]
-            size = tensors[0].shape[0]
-            levels = prediction.to(cast(Kind, lowered.domain))
-            values = [*values, *(fk.check_param("prediction", level, size, x.device) for level in levels)]
-    if lowered.dims is None and not lowered.extras and not lowered.updates:
-        return fk.guide_checked(tensors, program, values, extras=space, out=out, backend=backend)[0]
-    return _with_state(rule, program, tensors, values, space, state, out, backend)
-
-
-def _values(rule: Rule, params: Mapping[str, Any], first: Tensor, check: bool) -> list[Any]:
-    """The rule's parameters with a call's overrides, checked, in the program's order."""
-    values = dict(rule.lowered.params)
-    for name, value in params.items():
-        if name not in values:
-            raise ValueError(f"params: {type(rule).__name__} has no parameter {name!r}; it has {sorted(values)}")
-        values[name] = value
-    for name, value in values.items():
-        if isinstance(value, Schedule):
-            raise ValueError(f"{name}: is a schedule; resolve it with rule.at(step, num_steps) before guiding")
-    if rule.numbers is None and not any(isinstance(value, Schedule) for value in rule.lowered.params.values()):
-        raise ValueError(f"rule: {type(rule).__name__} changes by step; resolve it with rule.at(step, num_steps)")
-    batch = first.shape[0] if first.dim() else 0
-    return [fk.check_param(name, values[name], batch, first.device, check) for name in rule.program.params]
+    lowered = rule.lowered
+    levels = domain_levels(rule, prediction, x)
+    if not (levels or lowered.dims or lowered.extras or lowered.updates or scale_map is not None or mask is not None):
+        return fk.guide_checked(tensors, lowered.program, values, out=out, backend=backend)[0]
+    mask = mask if lowered.program.reduces else None
+    program = lowered.variant(affine=bool(levels), scaled=scale_map is not None, masked=mask is not None)
+    return launch(
+        rule,
+        program,
+        tensors,
+        [*values, *levels],
+        out=out,
+        tail=[x] if levels and x is not None else [],
+        scale_map=scale_map,
+        mask=mask,
+        state=state,
+        backend=backend,
+    )[0]
 
 
 def _prepared(
@@ -173,21 +162,17 @@ def _prepared(
 ) -> Tensor:
     """Guide a rule that makes its formula's inputs of the predictions first, in the dtype that is computed in."""
     names = rule.conditions
-    if set(predictions) != set(names):
-        missing = [n for n in names if n not in predictions]
-        extra = [n for n in predictions if n not in names]
-        raise ValueError(f"predictions: {type(rule).__name__} takes {list(names)}; missing {missing}, unknown {extra}")
+    check_names(rule, names, predictions)
     for name, value in predictions.items():
-        if not isinstance(value, Tensor) or value.dtype not in _FLOATS:
-            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name}: expected a float32, bfloat16, float16 or float64 tensor, got {kind}")
+        if value.dtype not in _FLOATS:
+            raise TypeError(f"{name}: expected a float32, bfloat16, float16 or float64 tensor, got {value.dtype}")
     if numerics != "fp32":
         raise ValueError(f"numerics: {type(rule).__name__} has 'fp32' only, got {numerics!r}")
     if rule.lowered.domain is not None:
         raise ValueError(f"rule: {type(rule).__name__} makes tensors of the predictions, and has no domain of its own")
     first = predictions[names[0]]
     made, left = rule.prepare(predictions, params)
-    values = _values(rule, left, first, check)
+    values = parameter_values(rule, left, first, check)
     inputs = [made[n] if n in made else predictions[n] for n in rule.lowered.predictions]
     if len(inputs) > 1:
         inputs = [tensor.to(inputs[0].dtype) for tensor in inputs]
@@ -205,43 +190,3 @@ def _eager(rule: Rule, predictions: Mapping[str, Tensor], values: Sequence[Any],
     named = {n: by_sample(v, first) for n, v in zip(rule.program.params, values, strict=True)}
     result = rule.eager(predictions, named)
     return result if out is None else out.copy_(result)
-
-
-def _with_state(
-    rule: Rule,
-    program: fk.Program,
-    tensors: Sequence[Tensor],
-    values: Sequence[Any],
-    space: Sequence[Tensor],
-    state: State | None,
-    out: Tensor | None,
-    backend: str | None,
-) -> Tensor:
-    """Guide a rule that carries state, or whose sums run over other dimensions than all but the batch."""
-    lowered = rule.lowered
-    first = tensors[0]
-    if (lowered.extras or lowered.updates) and state is None:
-        names = sorted({*lowered.extras, *lowered.updates})
-        raise ValueError(f"state: {type(rule).__name__} carries {names}; give state=fastcfg.State(), one for a request")
-    memory = State() if state is None else state
-    acc = torch.float64 if first.dtype == torch.float64 else torch.float32
-    extras = [memory[n] if n in memory else torch.zeros_like(first, dtype=acc) for n in lowered.extras]
-    extras += space
-    if lowered.dims is None:
-        results = fk.guide_checked(tensors, program, values, extras=extras, out=out, backend=backend)
-    else:
-        groups = Groups(first.shape, lowered.dims)
-        results = fk.guide_checked(
-            [groups.rows(t) for t in tensors],
-            program,
-            [groups.values(v) for v in values],
-            extras=[groups.rows(e) for e in extras],
-            # A group is small and there are many: whole-tensor operations, not a loop over groups.
-            backend=backend or ("torch" if first.device.type == "cpu" else None),
-        )
-        results = [groups.back(r) for r in results]
-        if out is not None:
-            results[0] = out.copy_(results[0])
-    for name, result in zip(lowered.updates, results[1:], strict=True):
-        memory[name] = result
-    return results[0]

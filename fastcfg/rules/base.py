@@ -11,6 +11,7 @@ from functools import cached_property, wraps
 from typing import Any, ClassVar, cast
 
 import fastcfg_kernels as fk
+import torch
 from torch import Tensor
 
 from ..combination import check_choice
@@ -72,7 +73,35 @@ class Lowered:
     @cached_property
     def affine_program(self) -> fk.Program:
         """The same on ``shift * x + gain * prediction``."""
-        return fk.compile_program(self.predictions, self.stages, self.extras, 1 + len(self.updates), affine=True)
+        return self.variant(affine=True)
+
+    @cached_property
+    def _variants(self) -> dict[tuple[bool, int, bool, bool], fk.Program]:
+        return {}
+
+    def variant(
+        self, *, affine: bool = False, step: int = -1, scaled: bool = False, masked: bool = False
+    ) -> fk.Program:
+        """The formulas as a program that does more in its pass, made once.
+
+        Args:
+            affine: on ``shift * x + gain * prediction``.
+            step: a stage of :data:`fastcfg.samplers.step.STAGES` by number, after all others; -1 is none.
+            scaled, masked: with an elementwise factor of the deltas; with a mask of the sums.
+        """
+        key = (affine, step, scaled, masked)
+        if key not in self._variants:
+            self._variants[key] = _compile_variant(self, *key)
+        return self._variants[key]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _compile_variant(lowered: Lowered, affine: bool, step: int, scaled: bool, masked: bool) -> fk.Program:
+    from ..samplers.step import STAGES
+
+    stages = lowered.stages if step < 0 else (*lowered.stages, STAGES[step])
+    outputs = 1 + len(lowered.updates)
+    return fk.compile_program(lowered.predictions, stages, lowered.extras, outputs, affine, scaled, masked)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Nothing here knows about diffusion; :mod:`fastcfg` holds the rules.
 
 from . import math
 from .generated import function_from_source
-from .guide import Backend, check_param, choose_backend, guide, guide_checked, guide_outputs
+from .guide import Backend, Target, check_param, choose_backend, guide, guide_checked, guide_outputs
 from .host import lerp_weight
 from .launch_plan import LaunchPlan, plan_launch
 from .program import Program, Stage, compile_program
@@ -15,6 +15,7 @@ __all__ = [
     "LaunchPlan",
     "Program",
     "Stage",
+    "Target",
     "check_param",
     "choose_backend",
     "compile_program",

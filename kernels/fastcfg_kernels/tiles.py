@@ -122,7 +122,7 @@ def sample_sums(program: Program, inputs: Sequence[Tensor], params: Sequence[Any
         A list of ``[...]`` tensors in the accumulator's dtype: the pairs' sums, then the means.
     """
     acc = accumulator(inputs[0].dtype)
-    count = inputs[0].shape[-1]
+    count: Any = inputs[0].shape[-1]
     # An exported graph serves every size: the number of tiles would fix it. One tile of any length is the same
     # two-pass, centred sum; its error is that of the runtime's own reduction.
     whole = 0 if torch.compiler.is_exporting() else count // TILE
