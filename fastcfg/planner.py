@@ -20,7 +20,7 @@ from .rules import Linear, Rule
 from .rules.cached import Phase, gate_of, with_phase
 from .schedules import check_step
 
-__all__ = ["PassPlan", "Planner", "RunCost", "plan", "run_cost", "same_condition"]
+__all__ = ["PassPlan", "Planner", "RunCost", "check_conditions", "plan", "run_cost", "same_condition"]
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,13 @@ def plan(
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"rule: expected a fastcfg rule, got {type(rule).__name__}")
-    _check_names(rule, conditions)
+    check_conditions(rule, conditions)
     resolved, saved_by = _resolve(rule, step, num_steps, sigma, fixed, phase)
     return _shared(resolved, saved_by, _first_of_same(resolved.conditions, conditions), fixed)
 
 
-def _check_names(rule: Rule, conditions: Conditions | None) -> None:
+def check_conditions(rule: Rule, conditions: Conditions | None) -> None:
+    """Raise a ValueError unless there is a condition for each of the rule's predictions, and no other."""
     names = rule.conditions
     if conditions is None or (len(conditions) == len(names) and all(name in conditions for name in names)):
         return
@@ -172,7 +173,7 @@ class Planner:
         phase: Phase = "auto",
     ) -> PassPlan:
         """See :func:`plan`."""
-        _check_names(self.rule, conditions)
+        check_conditions(self.rule, conditions)
         key: Any
         if self._constant is not None:
             if (step is None) != (num_steps is None):

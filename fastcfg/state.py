@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["State"]
+__all__ = ["State", "gather_states", "scatter_states"]
 
 _NUMBER = "number."
 
@@ -38,6 +38,10 @@ class State:
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
+
+    def get(self, name: str) -> Tensor | None:
+        """The tensor, or None."""
+        return self._tensors.get(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -77,3 +81,39 @@ class State:
         self.numbers = {
             name.removeprefix(_NUMBER): tensor.item() for name, tensor in tensors.items() if name.startswith(_NUMBER)
         }
+
+
+def gather_states(states: Sequence[State], names: Iterable[str]) -> State:
+    """The states of requests of one sample each as the state of their batch.
+
+    Args:
+        names: which tensors; a request that has none yet gets zeros, as at its first step.
+
+    Returns:
+        A state whose tensors are ``[B, ...]``: rows put together, or the tensor that they are the rows of already.
+    """
+    batch = State()
+    for name in names:
+        rows = [state.get(name) for state in states]
+        first = next((row for row in rows if row is not None), None)
+        if first is not None:
+            whole = [torch.zeros_like(first) if row is None else row for row in rows]
+            known = _whole(whole)
+            batch[name] = torch.cat(whole) if known is None else known
+    return batch
+
+
+def scatter_states(batch: State, states: Sequence[State], names: Iterable[str]) -> None:
+    """The rows of a batch's tensors into its requests' states, as views."""
+    for name in names:
+        for state, row in zip(states, torch.split(batch[name], 1), strict=True):
+            state[name] = row
+
+
+def _whole(rows: Sequence[Tensor]) -> Tensor | None:
+    """The tensor whose rows these are, all of them and in order."""
+    base = rows[0]._base
+    if base is None or base.shape != (len(rows), *rows[0].shape[1:]) or any(row._base is not base for row in rows):
+        return None
+    ordered = all(row.storage_offset() == base.storage_offset() + i * base.stride(0) for i, row in enumerate(rows))
+    return base if ordered else None

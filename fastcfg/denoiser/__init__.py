@@ -2,18 +2,23 @@
 
 from .automatic import Auto
 from .batching import Padding
+from .capture import CapturedStep
 from .guided import GuidedDenoiser
 from .passes import Batched, Executor, Pass, Sequential
 from .report import REASONS, PassReport
+from .requests import Request, Requests
 
 __all__ = [
     "REASONS",
     "Auto",
     "Batched",
+    "CapturedStep",
     "Executor",
     "GuidedDenoiser",
     "Padding",
     "Pass",
     "PassReport",
+    "Request",
+    "Requests",
     "Sequential",
 ]

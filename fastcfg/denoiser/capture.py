@@ -17,26 +17,18 @@ from torch import Tensor
 from ..conditions import Conditions
 from ..parameterization import Kind, Prediction
 from ..planner import PassPlan
-from ..rules import Rule
 from ..state import State
 from .layout import Inputs, Layout
 from .passes import Pass
 from .replay import Function, ReplayBackend, check_backend, replayer
+from .structure import structure_of
 
 if TYPE_CHECKING:
     from .guided import GuidedDenoiser
 
-__all__ = ["CapturedStep", "structure_of"]
+__all__ = ["CapturedStep"]
 
 SamplerStep = Callable[..., Tensor]
-
-
-def structure_of(rule: Rule) -> Any:
-    """What two rules have in common if only their parameters' values differ: equal and hashable then."""
-    lowered = rule.lowered
-    if rule.prepares:
-        return rule  # What it makes of the predictions is its own affair.
-    return lowered.predictions, lowered.stages, lowered.extras, lowered.updates, lowered.dims, lowered.domain
 
 
 class CapturedStep:

@@ -83,12 +83,31 @@ class GuidedDenoiser:
         self.backend = backend
         self.executor = executor_of(mode)
         self._take = output or prediction_of
+        self._wait = wait
         self._planner = Planner(rule)
         self._gate = None if gate_of(rule) is None else Gate(rule, wait)
         self._channels = None if guided_channels is None else GuidedChannels(guided_channels, rest)
         if rest is not None and (guided_channels is None or rest not in rule.conditions):
             raise ValueError(f"rest: expected one of {list(rule.conditions)}, with guided_channels, got {rest!r}")
+        if isinstance(scale := getattr(model, "embedded_scale", None), float):
+            from ..distill.conventions import check_double_guidance  # Its package imports this one.
+
+            check_double_guidance(rule, scale)
         self._report = PassReport()
+
+    def with_rule(self, rule: Rule) -> GuidedDenoiser:
+        """The same model, executor and options with another rule, and counters of its own."""
+        channels = self._channels
+        return GuidedDenoiser(
+            self.model,
+            rule,
+            mode=self.executor,
+            backend=self.backend,
+            output=self._take,
+            guided_channels=None if channels is None else channels.count,
+            rest=None if channels is None else channels.rest,
+            wait=self._wait,
+        )
 
     @property
     def rule(self) -> Rule:
@@ -169,7 +188,7 @@ class GuidedDenoiser:
         if not torch.compiler.is_compiling():
             self.count(planned)
         results = self.executor.run(x, t, self.passes(planned, conditions))
-        before = state["delta"] if self._gate is not None and state is not None and "delta" in state else None
+        before = None if self._gate is None or state is None else state.get("delta")
         space: dict[str, Any] = {} if prediction is None else {"x": x, "prediction": prediction}
         guided = self.combine(planned, results, params=params, state=state, out=out, **space)
         if self._gate is not None and state is not None:

@@ -1,0 +1,291 @@
+"""Requests in one batch that join and leave: each with its own rule, step, conditions and state.
+
+A step runs the passes that each request needs and no more: the model's batch has a row for each pass of each request,
+so that one with guidance takes two rows and one outside its interval, or with a cached delta, takes one. Requests
+whose rules differ in numbers alone are guided in one call, their parameters ``[B]`` tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fastcfg_kernels.tiles import accumulator
+from torch import Tensor
+
+from ..combination import check_tensor
+from ..conditions import Conditions
+from ..parameterization import Prediction
+from ..planner import PassPlan, check_conditions
+from ..rules import Rule
+from ..schedules import check_step
+from ..state import State, gather_states, scatter_states
+from .batching import Buffers, Padding
+from .guided import GuidedDenoiser
+from .passes import Pass
+from .report import PassReport
+from .structure import structure_of
+
+__all__ = ["Request", "Requests"]
+
+
+@dataclass(eq=False)
+class Request:
+    """One sample on its way.
+
+    Attributes:
+        id: what the caller knows it by.
+        denoiser: the model and the request's own rule.
+        conditions: for each name in the rule's conditions; tensors of one sample, dim 0 of 1.
+        num_steps: steps of its run; step: the next one, from 0.
+        state: what its rule carries. It goes where the request goes.
+        report: its passes.
+    """
+
+    id: Hashable
+    denoiser: GuidedDenoiser
+    conditions: Conditions
+    num_steps: int
+    step: int = 0
+    state: State = field(default_factory=State)
+    report: PassReport = field(default_factory=PassReport)
+
+    @property
+    def done(self) -> bool:
+        """Whether all its steps are made."""
+        return self.step >= self.num_steps
+
+
+@dataclass
+class _Group:
+    """Requests of one step that are guided together: their places in the batch, and their plans."""
+
+    members: list[int] = field(default_factory=list)
+    plans: list[PassPlan] = field(default_factory=list)
+
+
+class Requests:
+    """A batch of requests, guided each by its own rule at its own step.
+
+    Args:
+        denoiser: the model, and the rule of requests that bring none. Its ``mode`` plays no part.
+        padding: as for :class:`Batched`, for requests (and passes) with sequences of unequal length.
+        max_rows: most rows of one call of the model; more are run in several calls. None sets no limit.
+
+    The guidance of a request is the same, to the bit, whatever else is in the batch.
+    """
+
+    def __init__(
+        self, denoiser: GuidedDenoiser, *, padding: Mapping[str, str] | None = None, max_rows: int | None = None
+    ) -> None:
+        if not isinstance(denoiser, GuidedDenoiser):
+            raise TypeError(f"denoiser: expected a GuidedDenoiser, got {type(denoiser).__name__}")
+        if max_rows is not None and (type(max_rows) is not int or max_rows < 1):
+            raise ValueError(f"max_rows: expected a positive integer or None, got {max_rows!r}")
+        self._denoisers = {denoiser.rule: denoiser}
+        self._default = denoiser
+        self._padding = None if padding is None else Padding(padding)
+        self._max_rows = max_rows
+        self._requests: dict[Hashable, Request] = {}
+        self._buffers = Buffers()
+        self._report = PassReport()
+
+    @property
+    def ids(self) -> tuple[Hashable, ...]:
+        """The requests in the batch, in its order: that in which they joined."""
+        return tuple(self._requests)
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __getitem__(self, id: Hashable) -> Request:
+        return self._requests[id]
+
+    def report(self) -> PassReport:
+        """Passes of single samples, run and saved, over all requests; each request has its own report as well."""
+        return self._report.copy()
+
+    def add(
+        self,
+        id: Hashable,
+        conditions: Conditions,
+        *,
+        num_steps: int,
+        rule: Rule | None = None,
+        step: int = 0,
+        state: State | None = None,
+    ) -> Request:
+        """Let a request join; it comes last in the batch.
+
+        Args:
+            id: anything hashable that no other request in the batch has.
+            conditions: for each name in the rule's conditions, the model's keyword arguments for one sample. Tensors
+                that are no samples (position ids, say) have to be one object for all requests.
+            rule: its guidance; default the denoiser's.
+            step, state: where it stands, for one that comes from elsewhere.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        if id in self._requests:
+            raise ValueError(f"id: {id!r} is in the batch already")
+        rule = self._default.rule if rule is None else rule
+        if rule not in self._denoisers:
+            self._denoisers[rule] = self._default.with_rule(rule)
+        denoiser = self._denoisers[rule]
+        request = Request(id, denoiser, conditions, num_steps, step, State() if state is None else state)
+        check_conditions(rule, conditions)
+        check_step(step, num_steps)
+        self._requests[id] = request
+        return request
+
+    def remove(self, id: Hashable) -> Request:
+        """Take a request out of the batch, with its state."""
+        if id not in self._requests:
+            raise ValueError(f"id: {id!r} is not in the batch, which has {list(self._requests)}")
+        return self._requests.pop(id)
+
+    def _plan(self, request: Request, sigma: float | None) -> PassPlan:
+        if request.done:
+            raise ValueError(f"id: {request.id!r} has made its {request.num_steps} steps; remove it")
+        return request.denoiser.plan(
+            request.conditions, request.step, request.num_steps, sigma=sigma, state=request.state
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor,
+        *,
+        sigmas: Sequence[float] | None = None,
+        prediction: Prediction | None = None,
+    ) -> Tensor:
+        """The guided predictions of all requests, each of which moves on by a step.
+
+        Args:
+            x: the noisy latents ``[B, ...]``, a row for each of :attr:`ids`.
+            t: their timesteps ``[B]``.
+            sigmas: their noise levels, for schedules that run on them.
+            prediction: what the model predicts, with levels ``[]`` or ``[B]``, for rules with a domain.
+
+        Returns:
+            ``[B, ...]`` in the model's output dtype.
+
+        Raises:
+            TypeError, ValueError: naming the argument; no request has moved on then.
+        """
+        requests = list(self._requests.values())
+        check_tensor("x", x)
+        if not requests or x.shape[0] != len(requests):
+            raise ValueError(f"x: expected a row for each of {len(requests)} requests, got {list(x.shape)}")
+        if not isinstance(t, Tensor) or t.shape != (len(requests),):
+            raise ValueError(f"t: expected a tensor [{len(requests)}], got {t!r}")
+        if sigmas is not None and len(sigmas) != len(requests):
+            raise ValueError(f"sigmas: expected {len(requests)} noise levels, got {len(sigmas)}")
+        plans = [self._plan(request, None if sigmas is None else sigmas[i]) for i, request in enumerate(requests)]
+        rows = [
+            (i, one)
+            for i, (request, planned) in enumerate(zip(requests, plans, strict=True))
+            for one in request.denoiser.passes(planned, request.conditions)
+        ]
+        found, place = self._run(x, t, rows)
+        groups: dict[Any, _Group] = {}
+        for i, planned in enumerate(plans):
+            group = groups.setdefault((structure_of(planned.rule), planned.sources, planned.unguided), _Group())
+            group.members.append(i)
+            group.plans.append(planned)
+        result: Tensor | None = None
+        for group in groups.values():
+            guided = self._guide(group, requests, x, found, place, prediction)
+            if len(groups) == 1:
+                result = guided
+            else:
+                if result is None:
+                    result = guided.new_empty(len(requests), *guided.shape[1:])
+                result.index_copy_(0, _index(group.members, x.device), guided)
+        assert result is not None
+        for request, planned in zip(requests, plans, strict=True):
+            request.step += 1
+            for report in (self._report, request.report):
+                report.count(len(planned.passes), planned.saved_by)
+        return result
+
+    def _run(self, x: Tensor, t: Tensor, rows: Sequence[tuple[int, Pass]]) -> tuple[Tensor, dict[tuple[int, str], int]]:
+        """Run one pass a row; returns the predictions ``[rows, ...]`` and the row of each (member, pass)."""
+        calls: dict[tuple[Any, Any], list[tuple[int, Pass]]] = {}
+        for i, one in rows:
+            calls.setdefault((id(one.model), one.context), []).append((i, one))
+        place: dict[tuple[int, str], int] = {}
+        parts: list[Tensor] = []
+        for call in calls.values():
+            size = self._max_rows or len(call)
+            for chunk in (call[k : k + size] for k in range(0, len(call), size)):
+                which = _index([i for i, _ in chunk], x.device)
+                names = [f"{i}.{one.name}" for i, one in chunk]
+                kwargs = self._buffers.arguments(names, [one.kwargs for _, one in chunk], 1, self._padding)
+                inputs = x.index_select(0, which)
+                part = chunk[0][1]._replace(kwargs=kwargs).predict(inputs, t.index_select(0, which))
+                if part.shape[0] != len(chunk):
+                    raise ValueError(f"model: expected {len(chunk)} predictions, got {part.shape[0]}")
+                for i, one in chunk:
+                    place[i, one.name] = len(place)
+                parts.append(part)
+        return parts[0] if len(parts) == 1 else torch.cat(parts), place
+
+    def _guide(
+        self,
+        group: _Group,
+        requests: Sequence[Request],
+        x: Tensor,
+        found: Tensor,
+        place: Mapping[tuple[int, str], int],
+        prediction: Prediction | None,
+    ) -> Tensor:
+        planned = group.plans[0]
+        members = [requests[i] for i in group.members]
+        denoiser = members[0].denoiser
+        results = {
+            name: found.index_select(0, _index([place[i, name] for i in group.members], x.device))
+            for name in planned.passes
+        }
+        if planned.unguided:
+            return denoiser.combine(planned, results)
+        lowered = planned.rule.lowered
+        dtype = accumulator(found.dtype)
+        params: dict[str, Tensor] = {}
+        if not planned.rule.prepares and lowered.program.params:
+            names = lowered.program.params
+            columns = [[one.rule.lowered.params[name] for one in group.plans] for name in names]
+            table = torch.tensor(columns, dtype=dtype).to(x.device, non_blocking=True)
+            params = dict(zip(names, table.unbind(0), strict=True))
+        states = [member.state for member in members]
+        state = gather_states(states, {*lowered.extras, *lowered.updates})
+        before = state.get("delta")
+        space = {} if prediction is None else _rows_of(prediction, x, group.members)
+        guided = denoiser.combine(planned, results, params=params, state=state, **space)
+        scatter_states(state, states, lowered.updates)
+        for k, member in enumerate(members):
+            measured = None
+            if member.denoiser.measures(planned):
+                rows = {name: result[k : k + 1] for name, result in results.items()}
+                old = None if before is None else before[k : k + 1]
+                measured = member.denoiser.measure(planned, rows, old, member.state)
+            member.denoiser.note_refresh(planned, member.state, member.step, measured)
+        return guided
+
+
+def _index(numbers: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+def _rows_of(prediction: Prediction, x: Tensor, members: Sequence[int]) -> dict[str, Any]:
+    which = _index(members, x.device)
+
+    def rows(level: Any) -> Any:
+        return level.index_select(0, which) if isinstance(level, Tensor) and level.dim() else level
+
+    levels = Prediction(prediction.kind, alpha=rows(prediction.alpha), sigma=rows(prediction.sigma))
+    return {"x": x.index_select(0, which), "prediction": levels}
