@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..conditions import Conditions
 from ..demo.checkpoint import DENOISER, load_denoiser
 from ..demo.data import IMAGE_SIZE, NUM_COLOURS, NUM_DIGITS, Digits, draw_batch, load_digits
 from ..demo.diffusion import noise_scheduler
 from ..demo.sample import labels
 from ..denoiser import GuidedDenoiser
 from ..rules import CFG, Rule
-from .task import Conditions, Task
+from .task import Task
 
 __all__ = ["AVOIDED_COLOUR", "demo_task"]
 

@@ -12,16 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..conditions import Conditions
 from ..denoiser import GuidedDenoiser
 from ..schedules import Schedule
 from ..state import State
 from .families import Family, Network, family_of
 from .process import level_at, prediction_at
 
-__all__ = ["Conditions", "Task", "fingerprint", "pick"]
-
-Conditions = Mapping[str, Mapping[str, Any]]
-"""For each prediction of a rule, the network's keyword arguments."""
+__all__ = ["Task", "draw_scales", "fingerprint", "pick"]
 
 
 def pick(arguments: Mapping[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:

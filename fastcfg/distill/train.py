@@ -188,7 +188,7 @@ class Distiller:
 
     def save(self, path: Path) -> None:
         """Writes everything that a resumed run needs."""
-        tensors = {f"trained.{name}": value for name, value in self.trained.items()}
+        tensors: dict[str, Tensor] = {f"trained.{name}": value for name, value in self.trained.items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for name, parameter in self.trained.items():
             for key in ("exp_avg", "exp_avg_sq", "step"):

@@ -160,7 +160,7 @@ def spread_within_classes(features: Tensor, labels: Tensor) -> float:
         raise ValueError(f"labels: expected [{len(features)}], got {list(labels.shape)}")
     values, labels = features.detach().cpu().double(), labels.cpu()
     squares = torch.zeros((), dtype=torch.float64)
-    for label in labels.unique():
+    for label in torch.unique(labels):
         members = values[labels == label]
         squares += (members - members.mean(0)).square().sum()
     return float((squares / len(values)).sqrt())
