@@ -108,7 +108,7 @@ def strategy(rule: Rule, name: str) -> Contestant:
         inputs = [predictions[p] for p in lowered.predictions]
         first = inputs[0]
         fk.plan_launch(first[0].numel(), len(inputs), first.element_size(), strategy=name)  # type: ignore[arg-type]
-        fk.choose_backend(lowered.program, first[0].numel(), first.device, "triton")
+        fk.choose_backend(lowered.program, first.device, "triton")
         values = lowered.params
         return lambda: fk.guide(inputs, lowered.program, values, backend="triton", strategy=name)  # type: ignore[arg-type]
 

@@ -15,6 +15,7 @@ from .cpp_build import load
 from .cpp_source import cpp_source
 from .host import host_params
 from .program import Program
+from .tiles import accumulator
 
 __all__ = ["guide_cpp"]
 
@@ -24,27 +25,33 @@ ONE_THREAD = 400_000
 
 @cache
 def _function(
-    program: Program, inputs: tuple[torch.dtype, ...], outputs: tuple[torch.dtype, ...]
+    program: Program, inputs: tuple[torch.dtype, ...], targets: tuple[tuple[int, torch.dtype], ...]
 ) -> Callable[..., None]:
-    function = load(cpp_source(program, inputs, outputs)).guide
-    tensors = len(inputs) + len(outputs)
-    function.argtypes = [*[ctypes.c_void_p, ctypes.c_int64] * tensors, ctypes.c_void_p, *[ctypes.c_int64] * 4]
+    function = load(cpp_source(program, inputs, targets)).guide
+    tensors = len(inputs) + len(targets)
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = [*(pointer, number) * tensors, pointer, number, number, number, number]
     function.restype = None
     return function
 
 
-def guide_cpp(program: Program, inputs: Sequence[Tensor], params: Sequence[Any], outs: Sequence[Tensor]) -> None:
+def guide_cpp(
+    program: Program, inputs: Sequence[Tensor], params: Sequence[Any], outs: Sequence[Tensor], results: Sequence[int]
+) -> None:
     """Guide ``[B, N]`` rows of last stride 1; writes ``outs``, any of which may be one of the inputs.
 
     Args:
-        inputs: K predictions of one dtype, then E extras.
-        outs: the program's outputs.
+        inputs: K predictions of one dtype, the extras, and the elementwise scale and mask of a program that has them.
+        results: which result of the program each of ``outs`` takes.
 
     Raises:
         RuntimeError: if the native code can't be built.
     """
-    function = _function(program, tuple([t.dtype for t in inputs]), tuple([t.dtype for t in outs]))
+    if program.masked:
+        inputs = [*inputs[:-1], inputs[-1].to(accumulator(inputs[0].dtype))]
     rows, count = inputs[0].shape
+    dtypes = tuple([t.dtype for t in inputs])
+    function = _function(program, dtypes, tuple([(k, t.dtype) for k, t in zip(results, outs, strict=True)]))
     arguments: list[int] = []
     for tensor in (*inputs, *outs):
         arguments += (tensor.data_ptr(), tensor.stride(0))

@@ -37,7 +37,9 @@ def _machine() -> str:
     features = platform.machine() + platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        features = next((line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
+        features = next(
+            (line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), ""
+        )
     version = subprocess.run([compiler() or "", "--version"], capture_output=True, text=True, check=True).stdout
     return features + version
 

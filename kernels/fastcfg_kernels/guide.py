@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from . import functional, triton_backend
+from .cpp_backend import guide_cpp
+from .cpp_build import compiler
 from .host import lerp_weight
 from .inductor import can_compile, guide_compiled
 from .launch_plan import Strategy
 from .notices import warn_once
 from .program import Program
-from .small import SMALL, guide_small
 from .tiles import accumulator
 
 __all__ = ["Backend", "choose_backend", "guide", "guide_checked", "guide_outputs"]
 
-Backend = Literal["auto", "triton", "inductor", "torch"]
+Backend = Literal["auto", "triton", "cpp", "inductor", "torch"]
 _BACKENDS = get_args(Backend)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Target = tuple[int, torch.dtype | Tensor]
@@ -39,43 +40,45 @@ def _requested(backend: str | None) -> str:
     return chosen
 
 
-def choose_backend(program: Program, sample: int, device: torch.device, requested: str | None = None) -> str:
-    """The path that a call takes: ``lerp``, ``small``, ``inductor``, ``triton`` or ``torch``.
+def choose_backend(program: Program, device: torch.device, requested: str | None = None) -> str:
+    """The path that a call takes: ``lerp``, ``cpp``, ``inductor``, ``triton`` or ``torch``.
+
+    Neither the batch nor the size of a sample plays a part.
 
     Args:
-        sample: elements of one sample; the batch plays no part.
-        requested: ``"auto"`` (default), ``"triton"``, ``"inductor"`` or ``"torch"``; the environment variable
-            ``FASTCFG_BACKEND`` gives it where the argument doesn't.
+        requested: ``"auto"`` (default), ``"triton"``, ``"cpp"``, ``"inductor"`` or ``"torch"``; the environment
+            variable ``FASTCFG_BACKEND`` gives it where the argument doesn't.
 
     Raises:
         ValueError: for a name that is not a backend.
         RuntimeError: if a backend is asked for that can't run there.
     """
     chosen = _requested(requested)
-    if chosen == "auto" and device.type == "cpu" and sample <= SMALL:
-        return "lerp" if program.is_lerp else "small"
     if chosen == "triton":
         if reason := triton_backend.unavailable(device):
             raise RuntimeError(f"backend: 'triton' is not available: {reason}")
         if program.scaled or program.masked:
             raise RuntimeError("backend: 'triton' has no elementwise scales and masks")
         return "triton"
-    if chosen == "inductor":
-        if device.type != "cpu" or not can_compile():
-            raise RuntimeError("backend: 'inductor' is the compiled CPU path; it needs CPU tensors and a C++ compiler")
-        return "inductor"
-    if chosen == "auto" and device.type != "cpu":
-        if program.is_lerp:
-            return "lerp"
-        elementwise = program.scaled or program.masked
-        if program not in _BROKEN and not elementwise and triton_backend.unavailable(device) is None:
-            return "triton"
-        return "torch"
-    if device.type != "cpu":
-        return "torch"
+    if chosen == "cpp" and (device.type != "cpu" or compiler() is None):
+        raise RuntimeError("backend: 'cpp' is native code for CPU tensors; it needs them and a C++ compiler")
+    if chosen == "inductor" and (device.type != "cpu" or not can_compile()):
+        raise RuntimeError("backend: 'inductor' is for CPU tensors; it needs them and a C++ compiler")
+    if chosen in ("cpp", "inductor"):
+        return chosen
     if program.is_lerp:
         return "lerp"
-    return "inductor" if chosen == "auto" and program not in _BROKEN and can_compile() else "torch"
+    return _general(program, device) if chosen == "auto" else "torch"
+
+
+def _general(program: Program, device: torch.device) -> str:
+    """The default path of what is no ``torch.lerp``."""
+    if program in _BROKEN:
+        return "torch"
+    if device.type == "cpu":
+        return "torch" if compiler() is None else "cpp"
+    usable = not (program.scaled or program.masked) and triton_backend.unavailable(device) is None
+    return "triton" if usable else "torch"
 
 
 def _check(names: Sequence[str], predictions: Sequence[Tensor]) -> None:
@@ -150,16 +153,12 @@ def _rows(tensors: Sequence[Tensor], elementwise: Sequence[Tensor]) -> tuple[lis
     strides = first.stride()[1:]
     if all(t.stride()[1:] == strides for t in tensors) and _dense_sample(first):
         count = first[0].numel()
-        order = [0, *sorted(range(1, first.dim()), key=lambda d: -first.stride(d))]
+        order = [0, *sorted(range(1, first.dim()), key=lambda d: first.stride()[d], reverse=True)]
         rows = [t.as_strided((batch, count), (t.stride(0), 1)) for t in tensors]
         return rows, [e.permute(order) for e in elementwise]
     # A reshape may be a view with another last stride, where the batch is the innermost dimension.
     rows = [t.reshape(batch, -1) for t in tensors]
     return [r if r.shape[1] == 1 or r.stride(1) == 1 else r.contiguous() for r in rows], list(elementwise)
-
-
-def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def guide(
@@ -180,7 +179,7 @@ def guide(
         program: from :func:`fastcfg_kernels.compile_program`.
         params: a value for each name in ``program.params``: a number, or a 0-dim or ``[B]`` floating tensor.
         out: tensor to write, of the predictions' shape, dtype and device. It may be one of them.
-        backend: ``"auto"`` (default), ``"triton"``, ``"inductor"`` (compiled CPU) or ``"torch"``.
+        backend: ``"auto"`` (default), ``"triton"``, ``"cpp"`` (native code), ``"inductor"`` or ``"torch"``.
         strategy: force a Triton launch strategy, ``"row"`` or ``"two_launch"``.
         check: also check that tensor parameters are finite, which waits for the device.
 
@@ -276,19 +275,17 @@ def guide_checked(
         shaped = [r.view(first.shape) for r in functional.guide_rows(program, rows, values)]
         return [shaped[k].to(t) if isinstance(t, torch.dtype) else t.copy_(shaped[k]) for k, t in targets]
 
-    path = choose_backend(program, first.numel() // first.shape[0], first.device, backend)
+    path = choose_backend(program, first.device, backend)
     if path == "lerp":
-        if (done := _lerp(program, predictions, values, out)) is not None:
-            return [done]
-        path = "small" if first.device.type == "cpu" and backend != "torch" else "torch"
+        [(_, goal)] = targets
+        if (goal if isinstance(goal, torch.dtype) else goal.dtype) is first.dtype:
+            into = goal if isinstance(goal, Tensor) else None
+            if (done := _lerp(program, predictions, values, into)) is not None:
+                return [done]
+        path = _general(program, first.device) if _requested(backend) == "auto" else "torch"
     results = [k for k, _ in targets]
     made = [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
-    if path == "small" and not elementwise and all(t.is_contiguous() for t in (*inputs, *made)):
-        # The shortest way, for calls whose time is their own overhead.
-        shape = (first.shape[0], -1)
-        guide_small(program, [t.view(shape) for t in inputs], values, [t.view(shape) for t in made], results)
-        return made
-    forced = backend in ("triton", "inductor")
+    forced = backend in ("triton", "cpp", "inductor")
     _run(path, program, inputs, elementwise, values, made, results, strategy, forced=forced)
     return made
 
@@ -359,39 +356,27 @@ def _run(
     rows, views = _rows([*inputs, *targets], elementwise)
     sources, destinations = rows[: len(inputs)], rows[len(inputs) :]
     for k, (row, target) in enumerate(zip(destinations, targets, strict=True)):
-        # A reshape that had to copy leaves the target apart; a compiled function may not write what it also reads.
+        # A reshape that had to copy leaves the target apart; native code reads an element and then writes it.
         apart = row.data_ptr() != target.data_ptr()
-        if apart or (path == "inductor" and any(_same_memory(target, p) for p in inputs)):
+        if apart or (path in ("cpp", "inductor") and any(_collide(row, s, path) for s in sources)):
             destinations[k] = torch.empty(row.shape, dtype=row.dtype, device=row.device)
 
-    if path == "triton":
-        try:
+    try:
+        if path == "triton":
             triton_backend.guide_triton(program, sources, values, destinations, results, strategy=strategy)
-        except Exception as error:
-            if forced:
-                raise
-            _BROKEN.add(program)
-            reason = f"{type(error).__name__}: {error}"
-            warn_once(f"fastcfg: a Triton kernel could not be built or launched, the torch path is used ({reason})")
-            path = "torch"
-    sources += [view.reshape(sources[0].shape) for view in views]
-    if path == "inductor":
-        try:
-            guide_compiled(program, sources, values, destinations, results)
-        except Exception as error:
-            if forced:
-                raise
-            _BROKEN.add(program)
-            reason = f"{type(error).__name__}: {error}"
-            warn_once(f"fastcfg: Inductor could not compile a guidance, the torch path is used ({reason})")
-            path = "torch"
-    if path == "small":
-        guide_small(program, sources, values, destinations, results)
-    elif path == "torch":
-        with torch.no_grad():
-            made = functional.guide_rows(program, sources, values)
-            for destination, k in zip(destinations, results, strict=True):
-                destination.copy_(made[k])
+        else:
+            sources += [view.reshape(sources[0].shape) for view in views]
+            run = {"cpp": guide_cpp, "inductor": guide_compiled, "torch": _run_torch}[path]
+            run(program, sources, values, destinations, results)
+    except Exception as error:
+        if forced or path == "torch":
+            raise
+        _BROKEN.add(program)
+        reason = f"{type(error).__name__}: {error}"
+        warn_once(f"fastcfg: a guidance could not be built or run by {path}, the torch path is used ({reason})")
+        if path == "triton":
+            sources += [view.reshape(sources[0].shape) for view in views]
+        _run_torch(program, sources, values, destinations, results)
     for row, destination, target in zip(rows[len(inputs) :], destinations, targets, strict=True):
         if destination.data_ptr() != target.data_ptr():
             # The same order of elements as the rows were read in: the target's memory where it is dense.
@@ -399,3 +384,20 @@ def _run(
                 row.copy_(destination)
             else:
                 target.copy_(destination.view(target.shape))
+
+
+def _collide(row: Tensor, source: Tensor, path: str) -> bool:
+    """Whether writing ``row`` could change what is still to be read of ``source``."""
+    if row.untyped_storage().data_ptr() != source.untyped_storage().data_ptr():
+        return False
+    same = row.data_ptr() == source.data_ptr() and row.stride() == source.stride() and row.dtype == source.dtype
+    return path == "inductor" or not same
+
+
+def _run_torch(
+    program: Program, sources: Sequence[Tensor], values: Sequence[Any], outs: Sequence[Tensor], results: Sequence[int]
+) -> None:
+    with torch.no_grad():
+        made = functional.guide_rows(program, sources, values)
+        for out, k in zip(outs, results, strict=True):
+            out.copy_(made[k])

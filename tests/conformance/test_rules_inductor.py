@@ -1,15 +1,12 @@
-"""The compiled CPU path: the bound, batch invariance and run-time scales, on a few rules.
+"""The torch path compiled by Inductor: the bound, batch invariance and run-time scales, on a few rules.
 
 A program and a dtype cost seconds of C++, so that one rule of each kind stands for the others: linear, a ratio of
 sums, centred sums of all pairs, a clamp.
 """
 
-import importlib
-
 import pytest
 import torch
 from fastcfg_kernels import inductor
-from fastcfg_kernels.notices import warn_once
 
 import fastcfg
 from conformance.cases import BY_NAME, Case, draw, exact, run
@@ -37,12 +34,6 @@ def test_inductor_is_within_the_bound_and_batch_invariant(case: Case, dtype: tor
     for b in range(8):
         alone = run(case.rule, {name: p[b : b + 1].clone() for name, p in predictions.items()}, "inductor")
         assert torch.equal(alone, whole[b : b + 1]), f"sample {b}"
-
-
-def test_large_samples_take_the_compiled_path_and_equal_it() -> None:
-    case = BY_NAME["CFG(rescale)"]
-    predictions = draw(case, (2, SIZE), torch.float32)
-    assert torch.equal(run(case.rule, predictions, "auto"), run(case.rule, predictions, "inductor"))
 
 
 def test_scales_and_sizes_change_without_a_recompile() -> None:
@@ -73,43 +64,6 @@ def test_out_may_alias_an_input() -> None:
         copies = {n: p.clone() for n, p in predictions.items()}
         assert run(case.rule, copies, "inductor", out=copies[name]) is copies[name]
         assert torch.equal(copies[name], expected)
-
-
-def test_what_cannot_compile_takes_the_torch_path_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object) -> None:
-        raise RuntimeError("a header is missing")
-
-    module = importlib.import_module("fastcfg_kernels.guide")  # The package has a function of that name.
-    monkeypatch.setattr(module, "guide_compiled", fail)
-    monkeypatch.setattr(module, "_BROKEN", set())
-    case = BY_NAME["CFG+rescale_l2"]
-    predictions = draw(case, (2, SIZE), torch.float32)
-    with pytest.raises(RuntimeError, match="a header is missing"):
-        run(case.rule, predictions, "inductor")
-    warn_once.cache_clear()
-    with pytest.warns(RuntimeWarning, match="a header is missing"):
-        got = run(case.rule, predictions, "auto")
-    expected = run(case.rule, predictions, "torch")
-    assert torch.equal(got, expected) and torch.equal(run(case.rule, predictions, "auto"), expected)
-
-
-def test_without_a_compiler_there_is_one_warning_and_the_torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    inductor.can_compile.cache_clear()
-    warn_once.cache_clear()
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "no-such-compiler")
-    case = BY_NAME["CFG(rescale)"]
-    predictions = draw(case, (2, SIZE), torch.float32)
-    try:
-        with pytest.warns(RuntimeWarning, match="no-such-compiler") as caught:
-            got = run(case.rule, predictions, "auto")
-            run(case.rule, predictions, "auto")
-        assert len(caught) == 1
-        assert torch.equal(got, run(case.rule, predictions, "torch"))
-        with pytest.raises(RuntimeError, match="backend: 'inductor'"):
-            run(case.rule, predictions, "inductor")
-    finally:
-        inductor.can_compile.cache_clear()
 
 
 def test_parameters_that_were_equal_at_first_do_not_stay_one() -> None:

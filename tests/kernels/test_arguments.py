@@ -126,15 +126,15 @@ def test_nan_in_a_tensor_parameter_is_found_when_asked() -> None:
 
 
 def test_backends_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="backend: expected one of auto, triton, inductor, torch, got 'cuda'"):
+    with pytest.raises(ValueError, match="backend: expected one of auto, triton, cpp, inductor, torch, got 'cuda'"):
         fastcfg.guide(CFG(), uncond=U, cond=C, backend="cuda")
     monkeypatch.setenv("FASTCFG_BACKEND", "fast")
     with pytest.raises(ValueError, match=r"environment variable FASTCFG_BACKEND: expected one of .* got 'fast'"):
         fastcfg.guide(CFG(rescale=0.5), uncond=U, cond=C)
     monkeypatch.setenv("FASTCFG_BACKEND", "triton")
     program = CFG(rescale=0.5).program
-    assert fk.choose_backend(program, 100, torch.device("cpu")) == "triton"
-    assert fk.choose_backend(program, 100, torch.device("cpu"), "auto") != "triton"
+    assert fk.choose_backend(program, torch.device("cpu")) == "triton"
+    assert fk.choose_backend(program, torch.device("cpu"), "auto") != "triton"
 
 
 def test_the_environment_chooses_for_plain_cfg_too(monkeypatch: pytest.MonkeyPatch) -> None:

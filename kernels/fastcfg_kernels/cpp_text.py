@@ -1,0 +1,149 @@
+"""The C++ that every program shares: vectors of a cache line, half types, and sums that merge."""
+
+__all__ = ["BFLOAT16", "FLOAT16", "HEAD", "PARTS", "SUMS"]
+
+HEAD = """\
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+// No fused multiply-add in the formula: a difference of equal products is zero.
+#ifdef __clang__
+#define EXACT
+#define EXACTLY _Pragma("clang fp contract(off)")
+#else
+#define EXACT __attribute__((optimize("fp-contract=off")))
+#define EXACTLY
+#endif
+
+constexpr int64_t BLOCK = 2048, CHUNK = 8 * BLOCK;
+using acc = ACC;
+constexpr int LANES = 64 / sizeof(acc);
+typedef acc vec __attribute__((vector_size(64)));
+typedef uint32_t words __attribute__((vector_size(64)));
+typedef uint16_t halves __attribute__((vector_size(32)));
+
+static inline double minimum(double a, double b) { return a != a || b != b ? a + b : a < b ? a : b; }
+static inline double maximum(double a, double b) { return a != a || b != b ? a + b : a > b ? a : b; }
+static inline vec all(acc value) { return vec{} + value; }
+static inline acc first(const acc* p) { return *p; }
+static inline vec load(const acc* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
+static inline void store(acc* p, vec v) { std::memcpy(p, &v, sizeof v); }
+"""
+
+BFLOAT16 = """\
+struct bfloat16 { uint16_t bits; };
+static inline vec load(const bfloat16* p) {
+    halves h;
+    std::memcpy(&h, p, sizeof h);
+    words w = __builtin_convertvector(h, words) << 16;
+    vec v;
+    std::memcpy(&v, &w, sizeof v);
+    return v;
+}
+static inline void store(bfloat16* p, vec v) {
+    words w;
+    std::memcpy(&w, &v, sizeof w);
+    words rounded = (w + 0x7fffu + ((w >> 16) & 1u)) >> 16;
+    rounded = (w & 0x7fffffffu) > 0x7f800000u ? words{} + 0x7fc0u : rounded;
+    halves h = __builtin_convertvector(rounded, halves);
+    std::memcpy(p, &h, sizeof h);
+}
+static inline acc first(const bfloat16* p) {
+    uint32_t w = uint32_t(p->bits) << 16;
+    float f;
+    std::memcpy(&f, &w, sizeof f);
+    return f;
+}
+"""
+
+FLOAT16 = """\
+typedef _Float16 float16;
+typedef float16 shorts __attribute__((vector_size(32)));
+#ifdef __AVX512F__
+#include <immintrin.h>
+static inline vec load(const float16* p) {
+    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+}
+static inline void store(float16* p, vec v) {
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__F16C__)
+#include <immintrin.h>
+static inline vec load(const float16* p) {
+    __m256 part[2];
+    for (int k = 0; k < 2; ++k) part[k] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8 * k)));
+    vec v;
+    std::memcpy(&v, part, sizeof v);
+    return v;
+}
+static inline void store(float16* p, vec v) {
+    __m256 part[2];
+    std::memcpy(part, &v, sizeof v);
+    for (int k = 0; k < 2; ++k)
+        _mm_storeu_si128((__m128i*)(p + 8 * k), _mm256_cvtps_ph(part[k], _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+static inline vec load(const float16* p) {
+    shorts h;
+    std::memcpy(&h, p, sizeof h);
+    return __builtin_convertvector(h, vec);
+}
+static inline void store(float16* p, vec v) {
+    shorts h = __builtin_convertvector(v, shorts);
+    std::memcpy(p, &h, sizeof h);
+}
+#endif
+static inline acc first(const float16* p) { return acc(*p); }
+"""
+
+PARTS = """\
+template <typename T> static inline vec load_part(const T* p, int64_t size) {
+    T buffer[LANES] = {};
+    std::memcpy(buffer, p, size * sizeof(T));
+    return load(buffer);
+}
+template <typename T> static inline void store_part(T* p, vec v, int64_t size) {
+    T buffer[LANES];
+    store(buffer, v);
+    std::memcpy(p, buffer, size * sizeof(T));
+}
+// Ones in the lanes that hold elements.
+static inline vec present(int64_t size) {
+    vec v{};
+    for (int l = 0; l < LANES; ++l) v[l] = l < size;
+    return v;
+}
+// Zero in the lanes that hold none, whatever stands there.
+static inline vec only(vec v, vec mask) { return mask != acc(0) ? v : vec{}; }
+static inline double total(vec v) {
+    double part[LANES];
+    for (int l = 0; l < LANES; ++l) part[l] = v[l];
+    for (int width = LANES / 2; width; width /= 2)
+        for (int l = 0; l < width; ++l) part[l] += part[l + width];
+    return part[0];
+}
+"""
+
+SUMS = """\
+struct Sums {
+    double count = 0, mean[MEANS + 1] = {}, pair[PAIRS + 1] = {};
+    void add(const Sums& other) {
+        if (count == 0) { *this = other; return; }
+        if (other.count == 0) return;
+        const double all = count + other.count, share = other.count / all;
+        double shift[MEANS + 1];
+        for (int k = 0; k < MEANS; ++k) shift[k] = other.mean[k] - mean[k];
+        for (int k = 0; k < PAIRS; ++k) {
+            pair[k] += other.pair[k];
+            if (LEFT[k] >= 0) pair[k] += shift[LEFT[k]] * shift[RIGHT[k]] * count * share;
+        }
+        for (int k = 0; k < MEANS; ++k) mean[k] += shift[k] * share;
+        count = all;
+    }
+};
+"""
