@@ -13,11 +13,10 @@ from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor
 
 from ...combination import number
-from ...rules import Rule
 from ...rules.base import number_or_schedule
 from ...schedules import Schedule
 
-__all__ = ["FusedOutput", "Scale", "as_scale", "initialiser", "plain"]
+__all__ = ["FusedOutput", "Scale", "as_scale", "as_scales", "initialiser", "plain"]
 
 Scale = float | Schedule | Tensor
 """A number, a schedule over the steps, or one value a sample ``[B]``."""
@@ -49,10 +48,23 @@ def as_scale(name: str, value: Any) -> Scale:
     return number_or_schedule(name, value)
 
 
+def as_scales(name: str, values: Any) -> tuple[float | Schedule, ...]:
+    """One number or schedule for each of several conditions; a single one counts as a tuple of it.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    given = values if isinstance(values, list | tuple) else (values,)
+    named = ((f"{name}[{i}]", Schedule.from_dict(v) if isinstance(v, dict) else v) for i, v in enumerate(given))
+    return tuple(number_or_schedule(*pair) for pair in named)
+
+
 def plain(value: Any) -> Any:
     """A guider's argument as its JSON config holds it."""
-    if isinstance(value, Schedule | Rule):
+    if hasattr(value, "to_dict"):  # A rule, a schedule, diffusers' config of layers.
         return value.to_dict()
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
     return value.tolist() if isinstance(value, Tensor) else value
 
 

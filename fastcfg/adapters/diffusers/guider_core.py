@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffusers.guiders.guider_utils import BaseGuidance
+import torch
 from fastcfg_kernels.tiles import accumulator
 from torch import Tensor
 
 from ...combination import check_choice
 from ...guidance import guide
 from ...rules import Linear, Rescale, Rule
-from ...schedules import Schedule
 from ...state import State
 from .guider_arguments import FusedOutput, as_scale, initialiser
+from .guider_steps import StepGuider
 
-__all__ = ["PLACEHOLDER", "Call", "FusedGuider"]
-
-PLACEHOLDER = 2.0
-"""Stands in a rule for a value that each call brings as a tensor."""
+__all__ = ["Call", "FusedGuider"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Call:
     rescale: Rescale | None = None
 
 
-class FusedGuider(BaseGuidance):
+class FusedGuider(StepGuider):
     """Mixed in before a guider of diffusers: the same arguments, config and windows, with fastcfg's arithmetic.
 
     A subclass gives the rule of a step (:meth:`_rule`) and, where they are not those of CFG, its passes. Besides
@@ -62,15 +58,10 @@ class FusedGuider(BaseGuidance):
     """Arguments that may be schedules or tensors, and the attributes that hold them."""
     _eager: ClassVar[bool]
     """Whether the rules have diffusers' own order of operations."""
+    _reference = "cond"
+    """What the rule calls ``pred_cond``."""
 
-    use_original_formulation: bool = False
     guidance_rescale: Any = 0.0
-    _enabled: bool
-    _start: float
-    _stop: float
-    _step: int | None
-    _num_inference_steps: int | None
-    _count_prepared: int
 
     def __init_subclass__(
         cls,
@@ -91,7 +82,8 @@ class FusedGuider(BaseGuidance):
         self._state = State()
         self._finished = False
         self._call: Call | None = None
-        self._calls: dict[tuple[int, int] | None, Call] = {}
+        self._calls: dict[tuple[Any, ...] | None, Call] = {}
+        self._placed: dict[tuple[Any, ...], Tensor] = {}
 
     def _ready(self) -> None:
         """Called when the arguments are set."""
@@ -102,6 +94,7 @@ class FusedGuider(BaseGuidance):
         if not name.startswith("_") or name == "_enabled":
             super().__setattr__("_call", None)
             super().__setattr__("_calls", {})
+            super().__setattr__("_placed", {})
 
     # --- What a subclass says ---------------------------------------------------------------------------------------
 
@@ -129,54 +122,6 @@ class FusedGuider(BaseGuidance):
         """What is carried between steps (a momentum, a cached delta): one for each run."""
         return self._state
 
-    @property
-    def _base(self) -> Any:
-        return "cond" if self.use_original_formulation else "uncond"
-
-    def _at(self) -> tuple[int, int] | None:
-        """The step and the number of steps, or None before a run and after it.
-
-        A second-order scheduler has more model calls than steps: those beyond count as the last step.
-        """
-        if self._step is None or self._num_inference_steps is None or self._finished:
-            return None
-        return self._step, self._num_inference_steps
-
-    def _last(self) -> tuple[int, int]:
-        """As :meth:`_at`, the first step where there is none, and never beyond the last."""
-        step, count = self._at() or (0, 1)
-        return min(step, count - 1), count
-
-    def _within(self, start: float, stop: float, strict: bool = False) -> bool:
-        """diffusers' windows: ``int(start * N) <= step < int(stop * N)``, or ``<`` on both sides."""
-        at = self._at()
-        if at is None:
-            return True
-        step, count = at
-        first, last = int(start * count), int(stop * count)
-        return (first < step if strict else first <= step) and step < last
-
-    def _value(self, name: str) -> float:
-        """A scale's number at this step; a placeholder for what the call brings as a tensor."""
-        value = getattr(self, name)
-        if isinstance(value, Schedule):
-            return value.at(*self._last())
-        if isinstance(value, Tensor | list | tuple):
-            return PLACEHOLDER
-        return value  # type: ignore[no-any-return]
-
-    def _is_at(self, name: str, neutral: float) -> bool:
-        """Whether a scale leaves its term out. One that changes does not, while the step is not known."""
-        value = getattr(self, name)
-        if isinstance(value, Tensor | list | tuple) or (isinstance(value, Schedule) and self._at() is None):
-            return False
-        return math.isclose(self._value(name), neutral)
-
-    def _guided(self) -> bool:
-        neutral = 0.0 if self.use_original_formulation else 1.0
-        on = self._enabled and self._within(self._start, self._stop)
-        return on and not self._is_at("guidance_scale", neutral)
-
     def _make(self) -> Call:
         """The call of this step."""
         if not self._guided():
@@ -186,19 +131,27 @@ class FusedGuider(BaseGuidance):
             if self._numerics == "eager":
                 raise ValueError("numerics: 'eager' is for guidance without a rescale, got guidance_rescale > 0")
             if rule.lowered.dims is None:
-                rule = Rescale(rule, phi=phi)
+                rule = Rescale(rule, phi=phi, reference=self._reference)
             else:
-                after = Rescale(Linear((("guided", 1.0),)), phi=phi)
-        params = {key: as_scale(name, getattr(self, name)) for key, name in self._parameters().items()}
-        tensors = {k: v for k, v in params.items() if isinstance(v, Tensor) and k in rule.lowered.params}
+                after = Rescale(Linear((("guided", 1.0),)), phi=phi)  # Of ``pred_cond``, whatever the rule calls it.
+        tensors = {name: value for name, value in self._tensors().items() if name in rule.lowered.params}
         sources = self._sources()
         return Call(rule, tuple((n, sources[n]) for n in rule.conditions), tuple(tensors.items()), after)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The rule's parameters that calls bring as tensors."""
+        values = {key: as_scale(name, getattr(self, name)) for key, name in self._parameters().items()}
+        return {key: value for key, value in values.items() if isinstance(value, Tensor)}
 
     def _phi(self) -> float:
         return float(self.guidance_rescale)
 
+    def _key(self) -> tuple[Any, ...] | None:
+        """What a call depends on, besides the attributes."""
+        return self._at()
+
     def _refresh(self) -> None:
-        key = self._at()
+        key = self._key()
         call = self._calls.get(key)
         if call is None:
             call = self._make()
@@ -231,20 +184,30 @@ class FusedGuider(BaseGuidance):
 
     def _combine(self, call: Call, predictions: Mapping[str, Tensor]) -> Tensor:
         assert call.rule is not None
-        params = {name: self._placed(value, predictions) for name, value in call.params}
-        given: dict[str, Any] = {"params": params or None, "state": self._state, "numerics": self._numerics}
-        return guide(call.rule, **given | dict(predictions))
-
-    @staticmethod
-    def _placed(value: Tensor, predictions: Mapping[str, Tensor]) -> Tensor:
         like = next(iter(predictions.values()))
-        return value.to(like.device, accumulator(like.dtype))
+        params = {name: self._place(name, value, like) for name, value in call.params}
+        given: dict[str, Any] = {"params": params or None, "state": self._state, "numerics": self._numerics}
+        return guide(call.rule, **given | self._space(call.rule, like) | dict(predictions))
+
+    def _space(self, rule: Rule, like: Tensor) -> dict[str, Any]:
+        """What the call says of the space that the predictions are in, where the rule asks."""
+        return {}
+
+    def _place(self, name: str, value: Tensor, like: Tensor) -> Tensor:
+        """A parameter where the predictions are; copied to a device once, as a graph's capture needs."""
+        dtype = accumulator(like.dtype)
+        if torch.compiler.is_compiling():
+            return value.to(like.device, dtype)
+        key = name, like.device, dtype
+        if key not in self._placed:
+            self._placed[key] = value.to(like.device, dtype)
+        return self._placed[key]
 
     # --- diffusers' interface -----------------------------------------------------------------------------------------
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
         """Where the sampler is; a step that does not follow the last one begins a run, which forgets the memory."""
-        begins = step == 0 or self._step is None or step < self._step or self._finished
+        begins = self._begins(step)
         super().set_state(step, num_inference_steps, timestep)
         self._finished = False
         if begins:

@@ -239,9 +239,6 @@ class FusedLTX2Guidance(
         rule = LTX2(*(self._value(name) for name in self._scales))
         return rule if self._numerics == "eager" or self._tensors() else rule.simplify()
 
-    def _tensors(self) -> bool:
-        return any(not isinstance(getattr(self, name), float | int) for name in self._scales)
-
     def forward(
         self,
         pred_cond: Tensor,

@@ -1,0 +1,81 @@
+"""Where a guider is in a run, and what its scales are there."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from diffusers.guiders.guider_utils import BaseGuidance
+from torch import Tensor
+
+from ...schedules import Schedule
+
+__all__ = ["PLACEHOLDER", "StepGuider"]
+
+PLACEHOLDER = 2.0
+"""Stands in a rule for a value that each call brings as a tensor."""
+
+
+class StepGuider(BaseGuidance):
+    """A guider's windows, and its scales at a step."""
+
+    use_original_formulation: bool = False
+    _enabled: bool
+    _start: float
+    _stop: float
+    _step: int | None
+    _num_inference_steps: int | None
+    _count_prepared: int
+    _finished: bool
+
+    @property
+    def _base(self) -> Any:
+        return "cond" if self.use_original_formulation else "uncond"
+
+    def _at(self) -> tuple[int, int] | None:
+        """The step and the number of steps, or None before a run and after it.
+
+        A second-order scheduler has more model calls than steps: those beyond count as the last step.
+        """
+        if self._step is None or self._num_inference_steps is None or self._finished:
+            return None
+        return self._step, self._num_inference_steps
+
+    def _last(self) -> tuple[int, int]:
+        """As :meth:`_at`, the first step where there is none, and never beyond the last."""
+        step, count = self._at() or (0, 1)
+        return min(step, count - 1), count
+
+    def _within(self, start: float, stop: float, strict: bool = False) -> bool:
+        """diffusers' windows: ``int(start * N) <= step < int(stop * N)``, or ``<`` on both sides."""
+        at = self._at()
+        if at is None:
+            return True
+        step, count = at
+        first, last = int(start * count), int(stop * count)
+        return (first < step if strict else first <= step) and step < last
+
+    def _value(self, name: str) -> float:
+        """A scale's number at this step; a placeholder for what the call brings as a tensor."""
+        value = getattr(self, name)
+        if isinstance(value, Schedule):
+            return value.at(*self._last())
+        if isinstance(value, Tensor | list | tuple):
+            return PLACEHOLDER
+        return value  # type: ignore[no-any-return]
+
+    def _is_at(self, name: str, neutral: float) -> bool:
+        """Whether a scale leaves its term out. One that changes does not, while the step is not known."""
+        value = getattr(self, name)
+        if isinstance(value, Tensor | list | tuple) or (isinstance(value, Schedule) and self._at() is None):
+            return False
+        return math.isclose(self._value(name), neutral)
+
+    def _guided(self) -> bool:
+        neutral = 0.0 if self.use_original_formulation else 1.0
+        on = self._enabled and self._within(self._start, self._stop)
+        return on and not self._is_at("guidance_scale", neutral)
+
+    def _begins(self, step: int) -> bool:
+        """Whether a step begins a run: it does not follow the last one."""
+        return step == 0 or self._step is None or step < self._step or self._finished
