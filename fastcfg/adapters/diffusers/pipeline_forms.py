@@ -1,0 +1,82 @@
+"""How a classic pipeline of diffusers runs its passes and hands their combination to its scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ...rules import CFG, InstructPix2Pix, NormCap, Perturbed, Rule
+
+__all__ = ["OWN_RULES", "PipelineForm"]
+
+Part = Literal["head", "variance", "doubled", "list", "ltx_frames"]
+
+OWN_RULES: Mapping[str, Callable[..., Rule]] = {
+    "CFG(scale)": lambda scale: CFG(scale),
+    "CFG(scale, rescale)": lambda scale, rescale=0.0: CFG(scale, rescale),
+    "CFG(scale, base='cond')": lambda scale: CFG(scale, base="cond"),
+    "InstructPix2Pix(scale, image_scale)": lambda scale, image_scale: InstructPix2Pix(scale, image_scale),
+    "Perturbed(scale, perturbed_scale)": lambda scale, perturbed_scale: Perturbed(scale, perturbed_scale),
+    "NormCap(CFG(scale), mode='full', over='token')": lambda scale: NormCap(CFG(scale), mode="full", over="token"),
+    "NormCap(CFG(scale), mode='clamp', over='token', eps=1e-8)": lambda scale, low=0.0: NormCap(
+        CFG(scale), mode="clamp", low=low, over="token", eps=1e-8
+    ),
+    "NormCap(CFG(scale, base='cond'), cap)": lambda scale, cap: NormCap(CFG(scale, base="cond"), cap),
+}
+"""A pipeline's own guidance as a rule, by its text in the table."""
+
+
+@dataclass(frozen=True)
+class PipelineForm:
+    """How a pipeline runs its passes, and what its scheduler gets of them.
+
+    Args:
+        passes: the passes' names (``"uncond"``, ``"cond"``, ``"image"``, ``"perturbed"``): the blocks of the batch in
+            their order, or the calls in theirs.
+        batched: one call of the denoiser for all passes, or one for each.
+        denoisers: components that predict; more than one where a run changes between them.
+        switch: argument of the pipeline that turns its guidance on.
+        own: its own guidance as a rule, a key of :data:`OWN_RULES`.
+        also: other sets of passes it may run, with more or fewer blocks.
+        then: a pass that may follow as a call of its own.
+        sign: -1 where the scheduler gets the negated combination.
+        part: what the scheduler gets of a prediction: ``"head"``, as much of each dimension as its sample has, from
+            the start; ``"variance"``, with the conditional pass's variance appended where the scheduler takes it;
+            ``"doubled"``, the same for both halves of a doubled sample; ``"list"``, a stack of samples that the
+            denoiser returns one by one; ``"ltx_frames"``, LTX's tokens as video without its frame 0.
+        tail: a dimension of which the scheduler gets the end.
+        by_row: the pipeline's combination has a factor for each row of the last dimension.
+    """
+
+    passes: tuple[str, ...] = ("uncond", "cond")
+    batched: bool = True
+    denoisers: tuple[str, ...] = ("transformer",)
+    switch: str = "guidance_scale"
+    own: str = "CFG(scale)"
+    also: tuple[tuple[str, ...], ...] = ()
+    then: str | None = None
+    sign: int = 1
+    part: Part = "head"
+    tail: int | None = None
+    by_row: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.passes or len(set(self.passes)) != len(self.passes):
+            raise ValueError(f"passes: expected one or more distinct names, got {self.passes!r}")
+        if self.own not in OWN_RULES:
+            raise ValueError(f"own: expected one of {sorted(OWN_RULES)}, got {self.own!r}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every pass that the pipeline may run."""
+        then = () if self.then is None else (self.then,)
+        return tuple(dict.fromkeys((*self.passes, *(n for names in self.also for n in names), *then)))
+
+    @property
+    def how(self) -> str:
+        """The form in a few words."""
+        names = " or ".join(f"[{', '.join(names)}]" for names in (self.passes, *self.also))
+        if len(self.names) == 1:
+            return "one pass"
+        return f"one call on {names}" if self.batched else f"calls in turn {names}"

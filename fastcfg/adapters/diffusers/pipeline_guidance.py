@@ -1,0 +1,299 @@
+"""The guidance of a pipeline's run: what its stand-ins for the denoiser and the scheduler do."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...guidance import guide
+from ...planner import PassPlan, plan
+from ...rules import Linear, Rule
+from ...state import State
+from .pipeline_check import combination_error
+from .pipeline_forms import PipelineForm
+from .pipeline_inputs import bind, blocks, rows, with_condition
+from .pipeline_noise import SchedulerLevels, run_length, scheduler_sigmas
+from .pipeline_parts import finished, named_blocks, output_tensor, part_of, with_output
+from .pipeline_stand_ins import StandIn
+
+__all__ = ["Conditions", "PipelineGuidance"]
+
+Conditions = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass
+class _Call:
+    """A call of the denoiser: the passes in its batch (None until it is known how many), its inputs and output."""
+
+    denoiser: Any
+    names: tuple[str, ...] | None
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    result: Any
+    output: Tensor
+
+
+class PipelineGuidance:
+    """A rule in a pipeline: what :func:`guided` yields.
+
+    Attributes:
+        form: how the pipeline runs its passes.
+        state: what the rule carries from step to step; made anew when the scheduler's timesteps are set.
+        step: steps taken in this run; a run that starts late (img2img) counts its own.
+        passes_run, passes_saved: passes of one batch that were run, and those that the pipeline would have run besides
+            (guidance outside its interval, scale 1).
+    """
+
+    state: State
+    step: int
+    _calls: list[_Call]
+    _sigmas: list[float] | None
+    _run_length: int | None
+
+    def __init__(
+        self,
+        pipe: Any,
+        rules: Mapping[str, Rule],
+        form: PipelineForm,
+        conditions: Conditions,
+        options: Mapping[str, Any],
+        check: bool,
+    ) -> None:
+        self.form = form
+        self.passes_run = self.passes_saved = 0
+        self._pipe = pipe
+        self._name = type(pipe).__name__
+        self._rules = rules
+        self._conditions = conditions
+        self._options = options
+        self._check = check
+        self._active = False
+        self._scheduler: Any = vars(pipe)["scheduler"]
+        taken = {self._source(rule, name) for rule in rules.values() for name in rule.conditions}
+        if unused := sorted(set(conditions) - taken):
+            raise ValueError(f"conditions: {', '.join(unused)}: no prediction that the rule takes")
+        self._begin()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the run."""
+        if self._run_length is None:
+            self._run_length = run_length(self._pipe, self._scheduler)
+        return self._run_length
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Put the stand-ins in the pipeline's attributes, and take them out whatever happens."""
+        components = vars(self._pipe)  # Past the pipeline's __setattr__, which would write to its config.
+        inner = {name: components[name] for name in (*self._rules, "scheduler")}
+        stand_ins = {name: StandIn(inner[name], call=partial(self._denoise, name, inner[name])) for name in self._rules}
+        methods = {"step": self._step, "set_timesteps": self._set_timesteps}
+        stand_ins["scheduler"] = StandIn(inner["scheduler"], methods=methods)
+        components.update(stand_ins)
+        self._active = True
+        try:
+            yield
+        finally:
+            self._active = False
+            for name, stand_in in stand_ins.items():
+                if components.get(name) is stand_in:
+                    components[name] = inner[name]
+
+    def _begin(self) -> None:
+        self.state = State()
+        self.step = 0
+        self._calls = []
+        self._run_length = None
+        self._sigmas = None
+        self._verified = not self._check
+
+    def _levels(self) -> SchedulerLevels:
+        if self._sigmas is None:
+            self._sigmas = scheduler_sigmas(self._scheduler)
+        return SchedulerLevels(self._scheduler, self.step, self.num_steps, self._sigmas)
+
+    def _source(self, rule: Rule, name: str) -> str:
+        """The caller's condition, or the pipeline's pass, behind a prediction that a rule takes."""
+        if name in self._conditions or name in self.form.names:
+            return name
+        if name == "negative" and "uncond" in self.form.names and "uncond" not in rule.conditions:
+            return "uncond"
+        if name == "cond_1":
+            return "cond"
+        raise ValueError(
+            f"conditions: {type(rule).__name__} takes {name!r}, which {self._name} does not run ({self.form.how}); "
+            f"give conditions={{{name!r}: {{...}}}} with the denoiser's arguments for it"
+        )
+
+    # --- The denoiser's side: take note of the passes, and leave out those that the step does not need. --------------
+
+    def _denoise(self, component: str, denoiser: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self._active:  # Somebody kept the stand-in beyond the block.
+            return denoiser(*args, **kwargs)
+        if type(vars(self._pipe)["scheduler"]) is not StandIn:
+            raise RuntimeError("pipe: its scheduler was replaced inside the with block; replace it before")
+        if not self._calls:
+            self._rule = self._rules[component]
+            self._plan = self._plan_step()
+        needed = {self._source(self._rule, name) for name in self._plan.passes}
+        names: tuple[str, ...] | None
+        if self.form.batched and not self._calls:
+            kept = self._kept_blocks(denoiser, needed, args, kwargs)
+            if kept is not None:
+                return self._denoise_blocks(denoiser, *kept)
+            names = None if len(self.form.passes) > 1 else self.form.passes
+        else:
+            names = (self._next_pass(),)
+            if self._calls and names[0] not in needed and names[0] in self.form.passes:
+                return self._calls[0].result  # The pipeline combines something; its result is not used.
+        result = denoiser(*args, **kwargs)
+        self._calls.append(_Call(denoiser, names, args, kwargs, result, output_tensor(result)))
+        return result
+
+    def _plan_step(self) -> PassPlan:
+        rule, where = self._rule, dict[str, Any]()
+        if rule.scheduled:
+            where = {"step": self.step, "num_steps": self.num_steps, "sigma": self._levels().sigma()}
+        steps = plan(rule, None, **where, fixed=bool(self._options["params"]))
+        if self._options["numerics"] == "eager" and isinstance(steps.rule, Linear) and not steps.unguided:
+            return plan(rule, None, **where, fixed=True)  # Linear has no eager numerics.
+        return steps
+
+    def _next_pass(self) -> str:
+        form, index = self.form, len(self._calls)
+        order: list[str] = ["batch"] if form.batched else list(form.passes)
+        order += [] if form.then is None else [form.then]
+        if index >= len(order):
+            raise RuntimeError(
+                f"pipe: {self._name} called its denoiser {index + 1} times in step {self.step}, "
+                f"where its form is {form.how}"
+            )
+        return order[index]
+
+    def _kept_blocks(
+        self, denoiser: Any, needed: set[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[list[int], dict[str, Any]] | None:
+        """The blocks of the batch that the step needs and their inputs, or None where the batch has to be run whole."""
+        names = self.form.passes
+        if needed.isdisjoint(names) or not needed.isdisjoint(self._conditions):
+            needed = needed | {"cond"}  # Other conditions take its inputs.
+        keep = [i for i, name in enumerate(names) if name in needed]
+        if self.form.also or len(keep) == len(names):
+            return None
+        try:
+            named = bind(denoiser, args, kwargs)
+            return None if rows(named) % len(names) else (keep, blocks(named, keep, len(names)))
+        except ValueError:  # It is not certain which inputs belong to which pass.
+            return None
+
+    def _denoise_blocks(self, denoiser: Any, keep: list[int], inputs: dict[str, Any]) -> Any:
+        result = denoiser(**inputs)
+        output = output_tensor(result)
+        parts = dict(zip(keep, output.chunk(len(keep)), strict=True))
+        names = self.form.passes
+        self._calls.append(_Call(denoiser, tuple(names[i] for i in keep), (), inputs, result, output))
+        # The pipeline gets the batch that it expects; what it makes of it is not used.
+        return with_output(result, torch.cat([parts.get(i, parts[keep[0]]) for i in range(len(names))]))
+
+    # --- The scheduler's side: guide, and hand on. -------------------------------------------------------------------
+
+    def _set_timesteps(self, *args: Any, **kwargs: Any) -> Any:
+        if self._active:
+            self._begin()
+        return self._scheduler.set_timesteps(*args, **kwargs)
+
+    def _step(self, *args: Any, **kwargs: Any) -> Any:
+        scheduler = self._scheduler
+        if not self._active:
+            return scheduler.step(*args, **kwargs)
+        if not self._calls:
+            raise RuntimeError(f"pipe: {self._name} stepped its scheduler without a call of its denoiser")
+        bound = inspect.signature(scheduler.step).bind(*args, **kwargs)
+        given = bound.arguments
+        given["model_output"] = self._guide(given["model_output"], given["sample"], given["timestep"])
+        self._calls.clear()
+        self.step += 1
+        return scheduler.step(*bound.args, **bound.kwargs)
+
+    def _guide(self, made: Tensor, sample: Tensor, timestep: Any) -> Tensor:
+        """The guided prediction in place of what the pipeline made of the step's passes."""
+        raw: dict[str, Tensor] = {}
+        for call in self._calls:
+            if call.names is None:
+                raw |= named_blocks(self.form, call.output, made)
+            else:
+                raw |= dict(zip(call.names, call.output.chunk(len(call.names)), strict=True))
+        ours = {name: part_of(self._pipe, self.form, output, made, sample) for name, output in raw.items()}
+        if not self._verified and set(self.form.passes) <= set(ours):
+            self._verify(made, ours)
+        self.passes_run += len(raw)
+        self.passes_saved += max(0, len(self.form.passes) - len(raw))
+        results: dict[str, Tensor] = {}
+        for name in self._plan.passes:
+            source = self._source(self._rule, name)
+            if source in self._conditions:
+                results[name] = part_of(self._pipe, self.form, self._extra_pass(source, raw), made, sample)
+            elif source in ours:
+                results[name] = ours[source]
+            else:
+                raise ValueError(self._missing(source, ours))
+        return finished(self.form, self._combined(results, sample, timestep), made, raw)
+
+    def _combined(self, results: Mapping[str, Tensor], sample: Tensor, timestep: Any) -> Tensor:
+        steps = self._plan
+        if steps.unguided:
+            return results[steps.passes[0]]
+        space: dict[str, Any] = {}
+        if steps.rule.lowered.domain is not None:
+            levels = self._levels()
+            x = levels.model_sample(sample, timestep).to(results[steps.passes[0]].dtype)
+            space = {"x": x, "prediction": levels.prediction()}
+        predictions: dict[str, Any] = dict(steps.predictions(results))
+        return guide(steps.rule, state=self.state, **self._options, **space, **predictions)
+
+    def _extra_pass(self, name: str, raw: Mapping[str, Tensor]) -> Tensor:
+        """The denoiser under a condition of the caller's, with the conditional pass's inputs for all else."""
+        call = self._calls[0]
+        inputs = bind(call.denoiser, call.args, call.kwargs)
+        names = call.names if call.names is not None else tuple(raw)[: call.output.shape[0] // raw["cond"].shape[0]]
+        if len(names) > 1:
+            try:
+                inputs = blocks(inputs, [names.index("cond")], len(names))
+            except ValueError as error:
+                raise ValueError(f"conditions: {name!r} can't be run: {error}") from None
+        inputs = with_condition(call.denoiser, inputs, self._conditions[name], raw["cond"].shape[0])
+        context = getattr(call.denoiser, "cache_context", None)
+        with nullcontext() if context is None else context(name):
+            result = call.denoiser(**inputs)
+        self.passes_run += 1
+        return output_tensor(result)
+
+    def _verify(self, made: Tensor, ours: Mapping[str, Tensor]) -> None:
+        shown = made
+        if self.form.part == "doubled":
+            shown, other = made.chunk(2)
+            if not torch.equal(shown, other):
+                raise ValueError(self._missing("uncond", {"cond": made}))
+        elif self.form.part == "variance":
+            shown = made[:, : next(iter(ours.values())).shape[1]]
+        error = combination_error(shown, ours, self.form.by_row)
+        if error is not None:
+            raise RuntimeError(
+                f"pipe: {self._name} does not combine its passes as its form says ({self.form.how}): {error}. "
+                "Nothing was guided; check=False guides all the same"
+            )
+        self._verified = True
+
+    def _missing(self, name: str, ours: Mapping[str, Any]) -> str:
+        rule = type(self._rule).__name__
+        return (
+            f"pipe: {self._name} ran {', '.join(ours)} at step {self.step}, and {rule} takes {name!r} too: call it "
+            f"with its own guidance on ({self.form.switch} above 1; only the rule's scale counts) or give conditions="
+        )

@@ -1,0 +1,80 @@
+"""Any rule in diffusers' classic pipelines, whose guidance is inlined, for the time of a ``with`` block.
+
+    with guided(pipe, APG(7.5, eta=0.0, norm_threshold=15.0)):
+        image = pipe("a fox", guidance_scale=7.5).images[0]
+
+Two attributes of the pipeline, its denoiser and its scheduler, are stand-ins meanwhile. The first takes note of the
+passes. The second hands the rule's result to the scheduler instead of what the pipeline made of those passes, so that
+the bits are the rule's whatever the pipeline computes. Neither component is touched, nor is any class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from ...combination import check_choice
+from ...rules import Rule
+from .pipeline_forms import PipelineForm
+from .pipeline_guidance import Conditions, PipelineGuidance
+from .pipeline_stand_ins import StandIn
+from .pipeline_table import form_of
+
+__all__ = ["guided"]
+
+
+@contextmanager
+def guided(
+    pipe: Any,
+    rule: Rule | Mapping[str, Rule],
+    *,
+    conditions: Conditions | None = None,
+    params: Mapping[str, Any] | None = None,
+    numerics: Literal["fp32", "eager"] = "fp32",
+    backend: str | None = None,
+    check: bool = True,
+    form: PipelineForm | None = None,
+) -> Iterator[PipelineGuidance]:
+    """A classic pipeline guided by a rule inside the ``with`` block.
+
+    The pipeline is called as ever, with its own guidance switched on (``guidance_scale`` above 1, or
+    ``true_cfg_scale`` with a negative prompt), so that it runs its passes; the values of its guidance arguments,
+    ``guidance_rescale`` among them, have no effect. Schedules resolve by the pipeline's own steps; noise levels and
+    what the model predicts come from its scheduler.
+
+    Args:
+        pipe: an instance of a pipeline in :func:`coverage`.
+        rule: the guidance; or a rule for each denoiser by its component's name, where a pipeline changes between two
+            (``{"transformer": CFG(4.0), "transformer_2": CFG(3.0)}`` for Wan 2.2).
+        conditions: for predictions that the pipeline does not run (``negative`` beside ``uncond``, say), the
+            denoiser's arguments that differ from the conditional pass's, by prediction. Each is a call of its own.
+        params, numerics, backend: as for :func:`fastcfg.guide`; ``"eager"`` gives the pipeline's own bits for CFG.
+        check: at a run's first step, check that what the pipeline made of its passes is the combination that its form
+            says. It waits for the device once.
+        form: how the pipeline runs its passes, for one that :func:`coverage` does not list.
+
+    Yields:
+        The run's state, its step and how many passes were run.
+
+    Raises:
+        TypeError, ValueError: naming the argument; also for a pipeline that is not covered.
+        RuntimeError: if the pipeline is guided already, or does not run as its form says.
+    """
+    if any(type(component) is StandIn for component in vars(pipe).values()):
+        raise RuntimeError("pipe: is guided already; leave that with block first")
+    form = form_of(pipe) if form is None else form
+    check_choice("numerics", numerics, ("fp32", "eager"))
+    denoisers = [name for name in form.denoisers if vars(pipe).get(name) is not None]
+    if not denoisers:
+        raise ValueError(f"pipe: it has no {' or '.join(form.denoisers)}")
+    rules = dict(rule) if isinstance(rule, Mapping) else dict.fromkeys(denoisers, rule)
+    if set(rules) != set(denoisers):
+        raise ValueError(f"rule: expected one for each of {denoisers}, got {sorted(rules)}")
+    for value in rules.values():
+        if not isinstance(value, Rule):
+            raise TypeError(f"rule: expected a fastcfg rule, got {type(value).__name__}")
+    options = {"params": params, "numerics": numerics, "backend": backend}
+    guidance = PipelineGuidance(pipe, rules, form, conditions or {}, options, check)
+    with guidance.installed():
+        yield guidance
