@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fastcfg_kernels import inductor, triton_backend
+from fastcfg_kernels import cpp_build, inductor, triton_backend
 
 from .version import __version__
 
@@ -45,8 +45,9 @@ def _devices() -> list[str]:
 def backends() -> list[Availability]:
     """Every backend and launch strategy, on the CPU and on the first GPU."""
     rows = [Availability("torch", "any", True, "torch operations; differentiable and traceable")]
-    compiles = inductor.can_compile()
-    rows.append(Availability("inductor", "cpu", compiles, "" if compiles else "no C++ compiler was found"))
+    missing = "no C++ compiler was found"
+    for name, usable in (("cpp", cpp_build.compiler() is not None), ("inductor", inductor.can_compile())):
+        rows.append(Availability(name, "cpu", usable, "" if usable else missing))
     for device in ("cpu", "cuda"):
         if device == "cuda" and not torch.cuda.is_available():
             reason: str | None = "no CUDA device"

@@ -19,7 +19,7 @@ from .cases import CASES, draw, exact, run
 from .oracles.rounding import error_in_ideal_units
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-SIZES = {"torch": 33_001, "small": 5_000, "inductor": 33_001, "row": 5_000, "two_launch": 5_000}
+SIZES = {"torch": 33_001, "cpp": 33_001, "inductor": 33_001, "row": 5_000, "two_launch": 5_000}
 
 
 def table(paths: tuple[str, ...]) -> list[dict[str, object]]:
@@ -33,7 +33,7 @@ def table(paths: tuple[str, ...]) -> list[dict[str, object]]:
             for dtype in DTYPES:
                 size = 3001 if path == "row" and dtype == torch.float64 else SIZES[path]
                 predictions = draw(case, (2, size), dtype)
-                actual = run(case.rule, predictions, "auto" if path == "small" else path)
+                actual = run(case.rule, predictions, path)
                 expected = case.oracle(exact(predictions))
                 errors[str(dtype)[6:]] = round(error_in_ideal_units(actual, expected), 3)
             rows.append(errors)
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--inductor", action="store_true", help="compile every rule by Inductor too")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    rows = table(("small", "torch", *(("inductor",) if given.inductor else ()), "row", "two_launch"))
+    rows = table(("cpp", "torch", *(("inductor",) if given.inductor else ()), "row", "two_launch"))
     if given.json:
         print(json.dumps(rows, indent=1))
         return
