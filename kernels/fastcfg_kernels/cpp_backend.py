@@ -38,7 +38,9 @@ def _function(
 def guide_cpp(
     program: Program, inputs: Sequence[Tensor], params: Sequence[Any], outs: Sequence[Tensor], results: Sequence[int]
 ) -> None:
-    """Guide ``[B, N]`` rows of last stride 1; writes ``outs``, any of which may be one of the inputs.
+    """Guide ``[B, N]`` rows of last stride 1, or contiguous ``[B, ...]``; writes ``outs``.
+
+    An output may be one of the inputs.
 
     Args:
         inputs: K predictions of one dtype, the extras, and the elementwise scale and mask of a program that has them.
@@ -49,7 +51,8 @@ def guide_cpp(
     """
     if program.masked:
         inputs = [*inputs[:-1], inputs[-1].to(accumulator(inputs[0].dtype))]
-    rows, count = inputs[0].shape
+    rows = inputs[0].shape[0]
+    count = inputs[0].numel() // rows
     dtypes = tuple([t.dtype for t in inputs])
     function = _function(program, dtypes, tuple([(k, t.dtype) for k, t in zip(results, outs, strict=True)]))
     arguments: list[int] = []
