@@ -15,7 +15,7 @@ from fastcfg.version import __version__
 
 from .files import existing_file, folder_beside, move_into_place, sha256_of
 from .onnx_export import hashes, read_signature
-from .runtimes import CAPABILITIES, RuntimeName, TensorRT, load_runtime
+from .runtimes import CAPABILITIES, TensorRT, load_runtime
 from .sidecar import Profile, Sidecar, SidecarError, profile_shapes, sidecar_path
 from .signature import Signature, merge_axes
 
@@ -54,7 +54,7 @@ def build_engine(
     onnx: Path | str,
     plan: Path | str | None = None,
     *,
-    runtime: RuntimeName = "tensorrt_rtx",
+    runtime: str = "tensorrt_rtx",
     capabilities: Sequence[str] = (),
     profiles: Sequence[Profile] = (),
     force: bool = False,

@@ -13,7 +13,7 @@ from torch import Tensor
 import fastcfg
 from fastcfg.combination import check_choice
 from fastcfg.conditions import Condition, Conditions
-from fastcfg.denoiser.capture import structure_of
+from fastcfg.denoiser.structure import structure_of
 
 from .files import existing_file
 from .onnx_export import hashes, read_signature
@@ -299,4 +299,5 @@ def _fit(spec: TensorSpec, value: Any, x: Tensor) -> Tensor:
         raise TypeError(f"{spec.name}: expected {spec.dtype}, got {value.dtype}")
     if len(spec.dims) == 1 and value.numel() == 1:
         value = value.reshape(1).expand(x.shape[0])
-    return value.to(device=x.device, dtype=spec.torch_dtype).contiguous()
+    fitted: Tensor = value.to(device=x.device, dtype=spec.torch_dtype)
+    return fitted.contiguous()

@@ -119,7 +119,7 @@ class PlanRunner:
         self, inputs: Mapping[str, Tensor], sizes: Mapping[str, int], profile: int
     ) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         held = {name: tensor.clone() for name, tensor in inputs.items()}
-        aside = torch.cuda.Stream(self._device)
+        aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(aside):
             self._launch(held, sizes, profile)  # What is allocated on first use must not be captured.

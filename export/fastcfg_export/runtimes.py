@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from fastcfg.combination import check_choice
 
@@ -129,7 +129,7 @@ def _monitor(trt: Any, on_step: Callable[[str], None]) -> Any:
     return Monitor()
 
 
-def load_runtime(name: RuntimeName = "tensorrt_rtx") -> TensorRT:
+def load_runtime(name: str = "tensorrt_rtx") -> TensorRT:
     """A library by name.
 
     Raises:
@@ -142,7 +142,7 @@ def load_runtime(name: RuntimeName = "tensorrt_rtx") -> TensorRT:
         _ = module.__version__
     except Exception as error:  # The bindings raise what their missing libraries make them raise.
         raise ImportError(f"runtime: {name} cannot be imported ({error}); {_EXTRAS[name]}") from None
-    return TensorRT(name, module)
+    return TensorRT(cast(RuntimeName, name), module)
 
 
 def usable_runtimes() -> dict[str, str]:
@@ -150,7 +150,7 @@ def usable_runtimes() -> dict[str, str]:
     found = {}
     for name in _EXTRAS:
         try:
-            found[name] = load_runtime(name).version  # type: ignore[arg-type]
+            found[name] = load_runtime(name).version
         except ImportError as error:
             found[name] = f"no: {error}"
     return found
