@@ -93,8 +93,13 @@ class Step:
         return (x * scale).to(dtype or x.dtype).repeat(copies, *[1] * (x.dim() - 1))
 
     @staticmethod
-    def stack(steps: Sequence[Step], *, device: torch.device | str | None = None) -> Step:
-        """Steps of one solver as one, sample ``b`` being at ``steps[b]``; weights are ``[B]`` tensors in float64.
+    def stack(
+        steps: Sequence[Step], *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> Step:
+        """Steps of one solver as one whose weights are ``[B]`` tensors: sample ``b`` is at ``steps[b]``.
+
+        A single step makes weights ``[1]``, which serve any batch: a captured graph or a compiled function takes the
+        numbers of another step by copying them there.
 
         Raises:
             ValueError: for steps of different solvers or kinds of prediction.
@@ -107,7 +112,7 @@ class Step:
             raise ValueError("steps: expected steps of one solver and one kind of prediction")
 
         def column(values: Sequence[Any]) -> Tensor:
-            return torch.tensor([float(v) for v in values], dtype=torch.float64, device=device)
+            return torch.tensor([float(v) for v in values], dtype=dtype, device=device)
 
         weights: dict[str, Any] = {
             n: column([getattr(s, n) for s in steps]) for n in _WEIGHTS if getattr(first, n) is not None
