@@ -47,6 +47,7 @@ class Auto:
 
     def __init__(self, padding: Mapping[str, str] | None = None) -> None:
         self.batched = Batched(padding)
+        self.buffers = self.batched.buffers
         self.sequential = Sequential()
         self._fits: dict[Any, bool] = {}
 

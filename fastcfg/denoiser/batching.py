@@ -151,12 +151,18 @@ class Buffers:
 
     def __init__(self) -> None:
         self._inputs: dict[Any, Tensor] = {}
+        self._offered: tuple[Tensor, Tensor] | None = None
         self._stacked: dict[tuple[str, ...], _Stacked] = {}
 
     def clear(self) -> None:
         """Let go of everything."""
         self._inputs.clear()
         self._stacked.clear()
+        self._offered = None
+
+    def offer(self, x: Tensor, whole: Tensor) -> None:
+        """Say that ``whole`` ``[k*B, ...]`` holds k copies of ``x``, its first block, until x is written again."""
+        self._offered = x, whole
 
     def buffer(self, x: Tensor, count: int) -> Tensor:
         """The model's input ``[k*B, ...]`` for ``count`` passes, in x's dtype, device and order of memory."""
@@ -172,13 +178,13 @@ class Buffers:
         return found
 
     def inputs(self, x: Tensor, count: int) -> Tensor:
-        """x for each of ``count`` passes, ``[k*B, ...]``. An x that is the buffer's own first block is not copied."""
+        """x for each of ``count`` passes, ``[k*B, ...]``: copied into the buffer, or as it was offered."""
         if not _keeps(x):
             return x.repeat(count, *[1] * (x.dim() - 1))
+        if self._offered is not None and self._offered[0] is x and self._offered[1].shape[0] >= count * x.shape[0]:
+            return self._offered[1][: count * x.shape[0]]
         whole = self.buffer(x, count)
-        blocks = whole.view(count, *x.shape)
-        own = x.data_ptr() == whole.data_ptr()
-        (blocks[1:] if own else blocks).copy_(x)
+        whole.view(count, *x.shape).copy_(x)
         return whole
 
     def arguments(

@@ -8,6 +8,7 @@ dtypes. A run with an interval has two pieces, with two passes and with one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +16,10 @@ from fastcfg_kernels.tiles import accumulator
 from torch import Tensor
 
 from ..conditions import Conditions
+from ..guided_step import PREVIOUS_X0
 from ..parameterization import Kind, Prediction
 from ..planner import PassPlan
+from ..samplers.step import Step, stage_key
 from ..state import State
 from .layout import Inputs, Layout
 from .passes import Pass
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["CapturedStep"]
 
 SamplerStep = Callable[..., Tensor]
+STEP_WEIGHTS = tuple(f.name for f in fields(Step) if f.name not in ("level", "timestep", "index", "num_steps"))
 
 
 class CapturedStep:
@@ -85,40 +89,107 @@ class CapturedStep:
         Raises:
             TypeError, ValueError: naming the argument.
         """
-        denoiser = self._denoiser
-        planned = denoiser.plan(conditions, step, num_steps, sigma=sigma, params=params, state=state)
-        passes = denoiser.passes(planned, conditions)
+        planned = self._denoiser.plan(conditions, step, num_steps, sigma=sigma, params=params, state=state)
+        inputs = self._inputs(planned, x, t, conditions, params)
+        inputs.add_numbers("coefficients", coefficients or {})
+        if prediction is not None:
+            inputs.add_numbers("levels", {"alpha": prediction.alpha, "sigma": prediction.sigma})
+        kind = None if prediction is None else prediction.kind
+        return self._replay(planned, conditions, inputs, kind, state, step, planned.rule.lowered.updates)
+
+    def step(
+        self,
+        x: Tensor,
+        step: Step,
+        *,
+        conditions: Conditions,
+        t: Tensor | float | None = None,
+        params: Mapping[str, Any] | None = None,
+        state: State | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """:meth:`fastcfg.GuidedDenoiser.step`, replayed: the solver's weights are data, so all steps are one piece.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        t = step.timestep if t is None else t
+        if t is None:
+            raise ValueError("t: the step has no timestep; give t=")
+        planned = self._denoiser.plan(
+            conditions, step.index, step.num_steps, sigma=step.sigma, params=params, state=state
+        )
+        inputs = self._inputs(planned, x, t, conditions, params)
+        inputs.add_numbers("weights", {n: w for n in STEP_WEIGHTS if (w := getattr(step, n)) is not None})
+        level = step.level
+        if level is not None:
+            inputs.add_numbers("levels", {"alpha": level.alpha, "sigma": level.sigma})
+        inputs.add("noise", noise)
+        lowered = planned.rule.lowered
+        if lowered.domain is None or level is not None:
+            # Made now, since torch.compile can't trace the making of a program.
+            affine = lowered.domain is not None and level is not None and level.kind != lowered.domain
+            lowered.variant(affine=affine, step=stage_key(step, False))
+        kept = (*lowered.updates, *[PREVIOUS_X0] * step.keeps_x0)
+        return self._replay(planned, conditions, inputs, None if level is None else level.kind, state, step.index, kept)
+
+    def _inputs(
+        self,
+        planned: PassPlan,
+        x: Tensor,
+        t: Tensor | float,
+        conditions: Conditions,
+        params: Mapping[str, Any] | None,
+    ) -> Inputs:
         lowered = planned.rule.lowered
         given = dict(params or {})
-        if not planned.rule.prepares and not planned.unguided:
+        if not planned.rule.prepares:
             given = {name: lowered.params[name] for name in lowered.program.params} | given
         inputs = Inputs(x.device, accumulator(x.dtype))
         inputs.add("x", x)
         inputs.add("t", t if isinstance(t, Tensor) else torch.tensor(t, device=x.device))
-        inputs.add("kwargs", [one.kwargs for one in passes])
+        inputs.add("kwargs", [one.kwargs for one in self._denoiser.passes(planned, conditions)])
         inputs.add_numbers("params", given)
-        inputs.add_numbers("coefficients", coefficients or {})
+        return inputs
+
+    def _replay(
+        self,
+        planned: PassPlan,
+        conditions: Conditions,
+        inputs: Inputs,
+        kind: Kind | None,
+        state: State | None,
+        step: int | None,
+        kept: tuple[str, ...],
+    ) -> Tensor:
+        denoiser = self._denoiser
         if state is not None:
-            inputs.add("state", {n: state[n] for n in (*lowered.extras, *lowered.updates) if n in state})
-        if prediction is not None:
-            inputs.add_numbers("levels", {"alpha": prediction.alpha, "sigma": prediction.sigma})
+            inputs.add("state", {n: state[n] for n in (*planned.rule.lowered.extras, *kept) if n in state})
+        elif kept:
+            raise ValueError(f"state: the step carries {list(kept)}; give state=fastcfg.State(), one for a request")
         layout, tensors = inputs.finish()
+        passes = denoiser.passes(planned, conditions)
         who = tuple((one.name, id(one.model), one.context) for one in passes)
-        kind = None if prediction is None else prediction.kind
-        key = (structure_of(planned.rule), planned.sources, planned.unguided, who, kind, layout.signature)
+        key = (structure_of(planned.rule), planned.sources, planned.unguided, who, kind, kept, layout.signature)
         if (piece := self._pieces.get(key)) is None:
-            piece = self._pieces[key] = self._prepare(planned, passes, layout, kind, tensors)
+            piece = self._pieces[key] = self._prepare(planned, passes, layout, kind, kept, tensors)
         result, *others = piece(tensors)
         denoiser.count(planned)
         if state is not None:
-            for name, tensor in zip(lowered.updates, others, strict=False):
+            for name, tensor in zip(kept, others, strict=False):
                 state[name] = tensor.clone()
-            measured = others[-1].clone() if len(others) > len(lowered.updates) else None
+            measured = others[-1].clone() if len(others) > len(kept) else None
             denoiser.note_refresh(planned, state, step, measured)
         return result.clone()
 
     def _prepare(
-        self, planned: PassPlan, passes: Sequence[Pass], layout: Layout, kind: Kind | None, tensors: Sequence[Tensor]
+        self,
+        planned: PassPlan,
+        passes: Sequence[Pass],
+        layout: Layout,
+        kind: Kind | None,
+        kept: tuple[str, ...],
+        tensors: Sequence[Tensor],
     ) -> Function:
         denoiser, sampler = self._denoiser, self._step
         measures = denoiser.measures(planned)
@@ -126,17 +197,25 @@ class CapturedStep:
 
         def piece(tensors: Sequence[Tensor]) -> list[Tensor]:
             values = layout.fill(tensors)
-            x = values["x"]
+            x, params = values["x"], values["params"] or None
             filled = [one._replace(kwargs=kwargs) for one, kwargs in zip(passes, values["kwargs"], strict=True)]
-            results = denoiser.executor.run(x, values["t"], filled)
             state = State(values["state"]) if "state" in values else None
-            space: dict[str, Any] = {}
-            if kind is not None:
-                space = {"x": x, "prediction": Prediction(kind, **values["levels"])}
-            guided = denoiser.combine(planned, results, params=values["params"] or None, state=state, **space)
-            found = [guided if sampler is None else sampler(x, guided, **values["coefficients"])]
+            level = None if kind is None else Prediction(kind, **values["levels"])
+            if "weights" in values:
+                step = Step(**values["weights"], level=level)
+                results = denoiser.executor.run(step.model_input(x), values["t"], filled)
+                after = denoiser.combine_step(
+                    planned, results, step, x=x, params=params, state=state, noise=values["noise"]
+                )
+            else:
+                results = denoiser.executor.run(x, values["t"], filled)
+                space: dict[str, Any] = {} if level is None else {"x": x, "prediction": level}
+                after = denoiser.combine(planned, results, params=params, state=state, **space)
+                if sampler is not None:
+                    after = sampler(x, after, **values["coefficients"])
+            found = [after]
             if state is not None:
-                found += [state[name] for name in planned.rule.lowered.updates]
+                found += [state[name] for name in kept]
                 if measures:
                     found.append(denoiser.measure(planned, results, values["state"].get("delta"), state))
             return found

@@ -10,18 +10,22 @@ from torch import Tensor
 
 from ..conditions import Conditions
 from ..guidance import guide
+from ..guided_step import guide_step
 from ..parameterization import Prediction
 from ..planner import PassPlan, Planner
 from ..rules import Rule
 from ..rules.cached import gate_of
+from ..samplers.step import Step
 from ..state import State
 from .automatic import Auto
+from .batching import Buffers
 from .capture import CapturedStep
 from .channels import GuidedChannels
 from .gate import Gate, measure_delta
 from .passes import Batched, Executor, Pass, Sequential, passes_of, prediction_of
 from .replay import ReplayBackend
 from .report import PassReport
+from .step_input import StepInput
 
 __all__ = ["GuidedDenoiser", "Mode", "executor_of"]
 
@@ -94,6 +98,9 @@ class GuidedDenoiser:
 
             check_double_guidance(rule, scale)
         self._report = PassReport()
+        self._input = StepInput()
+        # One that has no batch of its own takes the first block alone.
+        self._copies = len(rule.conditions) if hasattr(self.executor, "buffers") else 1
 
     def with_rule(self, rule: Rule) -> GuidedDenoiser:
         """The same model, executor and options with another rule, and counters of its own."""
@@ -131,6 +138,7 @@ class GuidedDenoiser:
     def reset(self) -> None:
         """Set the counters to zero and let go of the executor's buffers."""
         self._report = PassReport()
+        self._input.clear()
         reset = getattr(self.executor, "reset", None)
         if reset is not None:
             reset()
@@ -195,6 +203,74 @@ class GuidedDenoiser:
             measured = self.measure(planned, results, before, state) if self.measures(planned) else None
             self.note_refresh(planned, state, step, measured)
         return guided
+
+    def step(
+        self,
+        x: Tensor,
+        step: Step,
+        *,
+        conditions: Conditions,
+        t: Tensor | float | None = None,
+        params: Mapping[str, Any] | None = None,
+        state: State | None = None,
+        noise: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """The next latent: the passes of a step, and their guidance and the solver's step in one pass over them.
+
+        The next step's model input is written by the same pass, for as many passes as the rule can take. It is used
+        if the next call is given the tensor that this one returned, and nothing has been written to it.
+
+        Args:
+            x: the latent ``[B, ...]``, in the model's output dtype or float32 (float64 for float64).
+            step: of a :class:`fastcfg.Sampler`; it resolves the rule's schedules.
+            conditions, params: as for a call.
+            t: timestep as the model wants it; default ``step.timestep``.
+            state: what the rule and a multistep solver carry: one for each request.
+            noise: standard normal ``[B, ...]``, for a solver that takes noise.
+            dtype: of the model's input; default x's.
+
+        Returns:
+            ``[B, ...]`` in x's dtype. Of a model that predicts more, the guided channels alone are stepped.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        t = step.timestep if t is None else t
+        if t is None:
+            raise ValueError("t: the step has no timestep; give t=")
+        planned = self.plan(conditions, step.index, step.num_steps, sigma=step.sigma, params=params, state=state)
+        passes = self.passes(planned, conditions)
+        if torch.compiler.is_compiling():
+            results = self.executor.run(step.model_input(x, dtype=dtype), t, passes)
+            return self.combine_step(planned, results, step, x=x, params=params, state=state, noise=noise)
+        self.count(planned)
+        whole = self._input.take(x, step, self._copies, dtype or x.dtype)
+        first = whole[: x.shape[0]]
+        buffers = getattr(self.executor, "buffers", None)
+        if isinstance(buffers, Buffers):
+            buffers.offer(first, whole)
+        results = self.executor.run(first, t, passes)
+        before = None if self._gate is None or state is None else state.get("delta")
+        after = self.combine_step(planned, results, step, x=x, params=params, state=state, noise=noise, batch_out=whole)
+        self._input.give(after, whole, step.next_input_scale)
+        if self._gate is not None and state is not None:
+            measured = self.measure(planned, results, before, state) if self.measures(planned) else None
+            self.note_refresh(planned, state, step.index, measured)
+        return after
+
+    def combine_step(
+        self, planned: PassPlan, results: Mapping[str, Tensor], step: Step, *, x: Tensor, **arguments: Any
+    ) -> Tensor:
+        """The guidance of the passes' results and the solver's step: what :meth:`step` does once they are run.
+
+        Args:
+            arguments: of :func:`fastcfg.guide_step`.
+        """
+        if self._channels is not None:
+            results = {name: self._channels.of(result) for name, result in results.items()}
+        named: dict[str, Any] = planned.predictions(results)
+        return guide_step(planned.rule, step, x=x, backend=self.backend, **arguments, **named)
 
     def passes(self, planned: PassPlan, conditions: Conditions) -> list[Pass]:
         """The passes of a plan, for an :class:`Executor`."""

@@ -77,7 +77,7 @@ class Lowered:
 
     @cached_property
     def _variants(self) -> dict[tuple[bool, int, bool, bool], fk.Program]:
-        return {}
+        return {(False, -1, False, False): self.program}
 
     def variant(
         self, *, affine: bool = False, step: int = -1, scaled: bool = False, masked: bool = False
@@ -122,7 +122,7 @@ def _then_prepare(check: Callable[[Any], None]) -> Callable[[Any], None]:
     @wraps(check)
     def prepared(self: Rule) -> None:
         check(self)
-        _ = self.lerp, self.numbers, self.lowered.program
+        _ = self.lerp, self.numbers, self.lowered.program, self.lowered._variants
         if self.lowered.domain is not None:
             _ = self.lowered.affine_program
 
