@@ -143,5 +143,34 @@ def export(
         raise _fail(error) from None
 
 
+comfyui = typer.Typer(help="The ComfyUI node pack.", no_args_is_help=True)
+app.add_typer(comfyui, name="comfyui")
+_COMFYUI = Annotated[Path, typer.Argument(help="The ComfyUI installation, the folder with custom_nodes.")]
+
+
+@comfyui.command("install")
+def comfyui_install(
+    directory: _COMFYUI, force: Annotated[bool, typer.Option(help="Write an installed shim again.")] = False
+) -> None:
+    """Put the nodes into an installation: a shim in custom_nodes/fastcfg."""
+    from .adapters.comfyui.install import install
+
+    try:
+        console.print(f"installed: {install(directory, force=force)}", highlight=False, soft_wrap=True)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+
+
+@comfyui.command("uninstall")
+def comfyui_uninstall(directory: _COMFYUI) -> None:
+    """Take the shim out again."""
+    from .adapters.comfyui.install import uninstall
+
+    try:
+        console.print(f"removed: {uninstall(directory)}", highlight=False, soft_wrap=True)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+
+
 if __name__ == "__main__":
     app()

@@ -80,7 +80,10 @@ def scheduled(recipe: Recipe, scale: float) -> bool:
 
 @dataclass(frozen=True)
 class Stage:
-    """A rule, one fused launch, and the kind of prediction it works on. It may read ``guided``, the stage before."""
+    """A rule, one fused launch, and the kind of prediction it works on.
+
+    Besides predictions it may read ``guided``, the stage before, and ``latent``.
+    """
 
     rule: Rule
     kind: Kind
@@ -124,8 +127,8 @@ def spaces(recipe: Recipe) -> set[Space | None]:
 
 
 def needed(made: tuple[Stage, ...]) -> set[str]:
-    """Names of the predictions that the stages read."""
-    return {name for stage in made for name in stage.rule.conditions} - {"guided"}
+    """Names of the predictions that the stages read; ``latent`` and ``guided`` are there anyway."""
+    return {name for stage in made for name in stage.rule.conditions} - {"guided", "latent"}
 
 
 def combine(
@@ -137,7 +140,7 @@ def combine(
         x: the noisy latent; level: what a clean sample is at its noise level.
         state: of the sampling run.
     """
-    given = dict(predictions)
+    given = {"latent": x, **predictions}
     for stage in made:
         if isinstance(stage.rule, Linear) and len(stage.rule.weights) == 1 and stage.rule.weights[0][1] == 1:
             given["guided"] = given[stage.rule.weights[0][0]]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+import fastcfg_kernels as fk
 
 from ...combination import check_choice
 from ...rules import APG, CFG, FDG, TCFG, CFGZeroStar, MaMBOG, PerpNeg, Rule
+from ...rules.base import Lowered, Parameter
 from ...schedules import Schedule
 from .hooks import attach, recipe_of
 from .recipe import Recipe, with_base
@@ -34,7 +37,35 @@ def _apg(model: Any, eta: float, norm_threshold: float, momentum: float, base: s
     return _with_rule(model, rule, space, always=base == "cond")
 
 
-def _cfg_zero_star(model: Any, zero_init_steps: int, space: Space) -> Any:
+def zero_star_of_noise(dot_d_uncond_d_uncond: Any, dot_d_uncond_d_cond: Any, scale: Any) -> tuple[Any, Any, Any]:
+    """``a u + s (c - a u)`` of clean samples in x and their deltas from it, a being that of ``x - u`` and ``x - c``."""
+    alpha = dot_d_uncond_d_cond / (dot_d_uncond_d_uncond + 1e-8)
+    return (1.0 - scale) * alpha + scale, (1.0 - scale) * alpha, scale
+
+
+@dataclass(frozen=True)
+class ComfyZeroStar(Rule, register=False):
+    """What ComfyUI's CFGZeroStar computes: the factor of the noise predictions, put on the clean samples.
+
+    CFG-Zero* puts it on the velocity it was measured on; the two differ by ``(1 - scale) (1 - alpha) x``.
+    """
+
+    scale: Parameter = 7.5
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return ("latent", "uncond", "cond")
+
+    def lower(self) -> Lowered:
+        return Lowered(self.conditions, (fk.Stage(zero_star_of_noise),), {"scale": self.scale})
+
+
+def _cfg_zero_star(model: Any, variant: str, zero_init_steps: int, space: Space) -> Any:
+    check_choice("variant", variant, ("paper", "comfyui"))
+    if variant == "comfyui":
+        if zero_init_steps:
+            raise ValueError(f"zero_init_steps: expected 0 with the variant comfyui, got {zero_init_steps}")
+        return _with_rule(model, ComfyZeroStar, "x0")
     return _with_rule(model, lambda scale: CFGZeroStar(scale, zero_init_steps), space)
 
 
@@ -100,6 +131,7 @@ RULE_NODES = (
         "CFG with uncond scaled to fit cond, and zeros for the first steps (2503.18886), for flow models.",
         (
             MODEL,
+            choice("variant", "paper", ("paper", "comfyui"), "As published, or the value of ComfyUI's CFGZeroStar."),
             whole("zero_init_steps", 0, 0, 100, "Steps of this sampler that stand still; 0 is off."),
             space("noise"),
         ),
