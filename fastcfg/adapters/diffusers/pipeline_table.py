@@ -135,7 +135,11 @@ _GROUPS: Iterable[tuple[PipelineForm, str]] = (
     (
         _SINGLE,
         """Flux2Pipeline FluxControlImg2ImgPipeline FluxControlInpaintPipeline FluxControlNetImg2ImgPipeline
-        FluxControlNetInpaintPipeline FluxControlPipeline FluxFillPipeline""",
+        FluxControlNetInpaintPipeline FluxControlPipeline FluxFillPipeline VisualClozeGenerationPipeline""",
+    ),
+    (
+        replace(_SINGLE, denoisers=("unet",)),
+        "LatentConsistencyModelImg2ImgPipeline LatentConsistencyModelPipeline",
     ),
 )
 
@@ -184,6 +188,10 @@ _REASONS: Iterable[tuple[str, str]] = (
         ShapEPipeline""",
     ),
     (
+        "its model is distilled, and its one output is converted before the scheduler",
+        "DreamLiteMobilePipeline SanaSprintImg2ImgPipeline SanaSprintPipeline",
+    ),
+    (
         "it does not run on torch",
         """OnnxStableDiffusionImg2ImgPipeline OnnxStableDiffusionInpaintPipeline OnnxStableDiffusionPipeline
         OnnxStableDiffusionUpscalePipeline""",
@@ -192,6 +200,13 @@ _REASONS: Iterable[tuple[str, str]] = (
 
 NOT_COVERED: Mapping[str, str] = {name: reason for reason, names in _REASONS for name in names.split()}
 """Pipelines with guidance that are not covered, and why."""
+
+
+_INTRODUCTION = """\
+`fastcfg.adapters.diffusers.guided(pipe, rule)` guides a pipeline of this table by any rule inside a `with` block. The
+pipeline is called as ever, with its own guidance turned on by the argument named here, so that it runs its passes. Its
+own guidance as a rule is `own_rule(pipe, ...)`. A pipeline of one pass takes the others from `conditions=`.
+"""
 
 
 def coverage() -> dict[str, PipelineForm]:
@@ -242,7 +257,8 @@ def own_rule(pipe: Any, *values: float, **named: float) -> Rule:
 
 def to_markdown() -> str:
     """The documentation's table of covered pipelines, and the list of those that are not."""
-    lines = ["| pipeline | denoiser | passes | turned on by | its own guidance |", "|---|---|---|---|---|"]
+    lines = ["# Pipelines of diffusers that take any rule", "", *_INTRODUCTION.splitlines(), ""]
+    lines += ["| pipeline | denoiser | passes | turned on by | its own guidance |", "|---|---|---|---|---|"]
     for name, form in coverage().items():
         denoisers = ", ".join(form.denoisers)
         lines.append(f"| {name} | {denoisers} | {form.how} | `{form.switch}` | `{form.own}` |")
