@@ -130,8 +130,7 @@ def launch(
             scale=rows(scale_map),
             mask=rows(mask),
             targets=[(k, t.dtype if isinstance(t, Tensor) else t) for k, t in every],
-            # A group is small and there are many: whole-tensor operations, not a loop over groups.
-            backend=backend or ("torch" if first.device.type == "cpu" else None),
+            backend=backend,
         )
         back = [groups.back(rows) for rows in made]
         results = [t.copy_(r) if isinstance(t, Tensor) else r for r, (_, t) in zip(back, every, strict=True)]

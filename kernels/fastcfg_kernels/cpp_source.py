@@ -181,26 +181,35 @@ class _Writer:
             last = len(self.program.params)
             values = f", acc(given[{last - 2}]), acc(given[{last - 1}])"
         reduces = self.program.reduces
-        reduce = f"""\
-        for (int64_t item = begin; item < end; ++item) {{
-            const int64_t row = item / chunks, chunk = item % chunks;
-            [[maybe_unused]] const double* given = params + row * param_stride;
-            const int64_t stop = chunk + 1 < chunks ? (chunk + 1) * CHUNK : count;
-            Sums sums;
-            for (int64_t start = chunk * CHUNK; start < stop; start += BLOCK) {{
-                const int64_t size = stop - start < BLOCK ? stop - start : BLOCK;
-                sums.add(block({at}size{values}));
-            }}
-            parts[item] = sums;
-        }}
-        #pragma omp barrier
-"""
         # A row that the mask leaves out whole counts as one element.
         amount = "sums.count > 1 ? sums.count : 1" if self.mask else "double(count)"
+        reduce = f"""\
+    const auto reduce = [&](int64_t row, int64_t chunk) {{
+        [[maybe_unused]] const double* given = params + row * param_stride;
+        const int64_t stop = chunk + 1 < chunks ? (chunk + 1) * CHUNK : count;
+        Sums sums;
+        for (int64_t start = chunk * CHUNK; start < stop; start += BLOCK) {{
+            const int64_t size = stop - start < BLOCK ? stop - start : BLOCK;
+            sums.add(block({at}size{values}));
+        }}
+        return sums;
+    }};
+    std::unique_ptr<Sums[]> parts(chunks > 1 ? new Sums[work] : nullptr);
+"""
+        partial = """\
+        if (chunks > 1) {
+            for (int64_t item = begin; item < end; ++item) parts[item] = reduce(item / chunks, item % chunks);
+            #pragma omp barrier
+        }
+"""
+        gather = """\
+                if (chunks == 1) sums = reduce(row, 0);
+                else for (int64_t k = 0; k < chunks; ++k) sums.add(parts[row * chunks + k]);
+"""
         return f"""\
 extern "C" void guide({", ".join(arguments)}) {{
     const int64_t chunks = (count + CHUNK - 1) / CHUNK, work = rows * chunks;
-    {"std::unique_ptr<Sums[]> parts(new Sums[work]);" * reduces}
+{reduce * reduces}\
     #pragma omp parallel num_threads(threads) if (threads > 1)
     {{
         int64_t thread = 0, all = 1;
@@ -208,7 +217,8 @@ extern "C" void guide({", ".join(arguments)}) {{
         thread = omp_get_thread_num(), all = omp_get_num_threads();
         #endif
         const int64_t begin = work * thread / all, end = work * (thread + 1) / all;
-{reduce * reduces}        int64_t weighed = -1;
+{partial * reduces}\
+        int64_t weighed = -1;
         double w[{weights} + 1];
         // Backwards: what was summed last still lies in the cache.
         for (int64_t item = end - 1; item >= begin; --item) {{
@@ -216,7 +226,7 @@ extern "C" void guide({", ".join(arguments)}) {{
             const double* given = params + row * param_stride;
             if (row != weighed) {{
                 Sums sums;
-                {"for (int64_t k = 0; k < chunks; ++k) sums.add(parts[row * chunks + k]);" * reduces}
+{gather * reduces}\
                 weigh(sums, {amount}, given, w);
                 weighed = row;
             }}
