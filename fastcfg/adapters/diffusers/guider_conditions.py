@@ -118,9 +118,8 @@ class ConditionGuider(FusedGuider, wrap=False):
         """Whether the rule changes over a run and the step is not known."""
         return self._at() is None and self._whole().scheduled
 
-    def _ready(self) -> None:
-        if not self._unresolved():
-            super()._ready()
+    def _make(self) -> Call:
+        return Call(self._passes(), known=False) if self._guided() and self._unresolved() else super()._make()
 
     def _guided(self) -> bool:
         on = self._enabled and self._within(self._start, self._stop)
@@ -182,7 +181,7 @@ class ConditionGuider(FusedGuider, wrap=False):
     def prepare_models(self, denoiser: torch.nn.Module) -> None:
         """Count the pass; perturb the model for a perturbed one, and take down its input where the rule needs it."""
         super().prepare_models(denoiser)
-        passes = self._passes()
+        passes = self._now().passes
         here = passes[self._count_prepared - 1][0] if self._count_prepared <= len(passes) else None
         if here == "pred_perturbed":
             for i, config in enumerate(self._perturbations()):
@@ -217,7 +216,7 @@ class ConditionGuider(FusedGuider, wrap=False):
 
     def prepare_inputs(self, data: Mapping[str, Any]) -> list[Any]:
         """A batch for each of the step's passes, from tuples of model inputs and :attr:`inputs`."""
-        return [self._with_inputs(data, name, place, self._prepare_batch) for name, place in self._passes()]
+        return [self._with_inputs(data, name, place, self._prepare_batch) for name, place in self._now().passes]
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: Mapping[str, Any]) -> list[Any]:
         """A batch for each of the step's passes, from the names of fields of a block state and :attr:`inputs`."""
@@ -225,7 +224,7 @@ class ConditionGuider(FusedGuider, wrap=False):
         def prepare(fields: Any, place: int, name: str) -> Any:
             return self._prepare_batch_from_block_state(fields, data, place, name)
 
-        return [self._with_inputs(input_fields, name, place, prepare) for name, place in self._passes()]
+        return [self._with_inputs(input_fields, name, place, prepare) for name, place in self._now().passes]
 
     def _with_inputs(self, fields: Mapping[str, Any], name: str, place: int, prepare: Any) -> Any:
         """A pass's batch with what is given for its condition laid over it."""

@@ -25,16 +25,20 @@ class Call:
     """What a guider does at one step.
 
     Attributes:
+        passes: the guider's name of each prediction, and its place in a tuple of model inputs.
         rule: None where the result is ``pred_cond`` itself.
         sources: for each prediction of the rule, the guider's name for it.
         params: values of the rule's parameters that are tensors.
         rescale: what is done to the result by itself, where the rule's own sums do not let it be fused.
+        known: whether the step is known, where the rule changes over a run.
     """
 
-    rule: Rule | None
+    passes: tuple[tuple[str, int], ...]
+    rule: Rule | None = None
     sources: tuple[tuple[str, str], ...] = ()
     params: tuple[tuple[str, Tensor], ...] = ()
     rescale: Rescale | None = None
+    known: bool = True
 
 
 class FusedGuider(StepGuider):
@@ -83,6 +87,7 @@ class FusedGuider(StepGuider):
         self._finished = False
         self._call: Call | None = None
         self._calls: dict[tuple[Any, ...] | None, Call] = {}
+        self._unique: dict[tuple[Any, ...], Call] = {}
         self._placed: dict[tuple[Any, ...], Tensor] = {}
 
     def _ready(self) -> None:
@@ -93,8 +98,8 @@ class FusedGuider(StepGuider):
         super().__setattr__(name, value)
         if not name.startswith("_") or name == "_enabled":
             super().__setattr__("_call", None)
-            super().__setattr__("_calls", {})
-            super().__setattr__("_placed", {})
+            for kept in ("_calls", "_unique", "_placed"):
+                super().__setattr__(kept, {})
 
     # --- What a subclass says ---------------------------------------------------------------------------------------
 
@@ -125,7 +130,7 @@ class FusedGuider(StepGuider):
     def _make(self) -> Call:
         """The call of this step."""
         if not self._guided():
-            return Call(None)
+            return Call(self._passes())
         rule, phi, after = self._rule(), self._phi(), None
         if phi > 0:
             if self._numerics == "eager":
@@ -136,7 +141,9 @@ class FusedGuider(StepGuider):
                 after = Rescale(Linear((("guided", 1.0),)), phi=phi)  # Of ``pred_cond``, whatever the rule calls it.
         tensors = {name: value for name, value in self._tensors().items() if name in rule.lowered.params}
         sources = self._sources()
-        return Call(rule, tuple((n, sources[n]) for n in rule.conditions), tuple(tensors.items()), after)
+        return Call(
+            self._passes(), rule, tuple((n, sources[n]) for n in rule.conditions), tuple(tensors.items()), after
+        )
 
     def _tensors(self) -> dict[str, Tensor]:
         """The rule's parameters that calls bring as tensors."""
@@ -156,17 +163,21 @@ class FusedGuider(StepGuider):
         if call is None:
             call = self._make()
             # Equal calls are one object: ``torch.compile`` recompiles where it meets another.
-            same = (c for c in self._calls.values() if c.rule == call.rule and c.sources == call.sources)
-            call = next((c for c in same if not (c.params or call.params or c.rescale)), call)
+            call = self._unique.setdefault((call.passes, call.rule, call.known), call)
             self._calls[key] = call
         self._call = call
 
-    def _guide(self, predictions: Mapping[str, Tensor | None]) -> FusedOutput:
-        """The guided prediction of predictions by the guider's names for them."""
+    def _now(self) -> Call:
         if self._call is None:
             self._refresh()
-        call = self._call
-        assert call is not None
+        assert self._call is not None
+        return self._call
+
+    def _guide(self, predictions: Mapping[str, Tensor | None]) -> FusedOutput:
+        """The guided prediction of predictions by the guider's names for them."""
+        call = self._now()
+        if not call.known:
+            raise ValueError("set_state: the guidance changes over a run; say which step it is at first")
         cond = predictions["pred_cond"]
         assert cond is not None
         pred = cond
@@ -234,25 +245,26 @@ class FusedGuider(StepGuider):
         """The guided prediction of a pipeline's batches, whose ``noise_pred`` are set."""
         result: FusedOutput = super().__call__(data)
         at = self._at()
-        self._finished = at is not None and at[0] >= at[1] - 1
+        if at is not None and at[0] >= at[1] - 1:
+            self._finished, self._call = True, None
         return result
 
     def prepare_inputs(self, data: Mapping[str, Any]) -> list[Any]:
         """A batch for each of the step's passes, from tuples ``(cond, uncond, ...)`` of model inputs."""
-        return [self._prepare_batch(data, place, name) for name, place in self._passes()]
+        return [self._prepare_batch(data, place, name) for name, place in self._now().passes]
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: Mapping[str, Any]) -> list[Any]:
         """A batch for each of the step's passes, from the names of fields of a block state."""
         prepare = self._prepare_batch_from_block_state
-        return [prepare(input_fields, data, place, name) for name, place in self._passes()]
+        return [prepare(input_fields, data, place, name) for name, place in self._now().passes]
 
     @property
     def num_conditions(self) -> int:
         """Passes of the model at this step."""
-        return len(self._passes())
+        return len(self._now().passes)
 
     @property
     def is_conditional(self) -> bool:
         """Whether the pass under way (counted by ``prepare_models``) runs with the conditional inputs."""
-        passes = self._passes()
+        passes = self._now().passes
         return 0 < self._count_prepared <= len(passes) and passes[self._count_prepared - 1][1] == 0

@@ -115,7 +115,7 @@ class FusedClassifierFreeZeroStarGuidance(FusedGuider, ClassifierFreeZeroStarGui
 
     def _make(self) -> Call:
         if self._zero():
-            return Call(CFGZeroStar(phase="zero").simplify(), (("cond", "pred_cond"),))
+            return Call(self._passes(), CFGZeroStar(phase="zero").simplify(), (("cond", "pred_cond"),))
         return super()._make()
 
     def _rule(self) -> Rule:

@@ -176,7 +176,7 @@ class FusedSmoothedEnergyGuidance(
     def prepare_models(self, denoiser: torch.nn.Module) -> None:
         """Count the pass, and blur the queries of the chosen layers in the smoothed one."""
         self._count_prepared += 1
-        passes = self._passes()
+        passes = self._now().passes
         if self._count_prepared <= len(passes) and passes[self._count_prepared - 1][0] == self._weak:
             self._blurred = [
                 BlurredQueries(denoiser, config, self.seg_blur_sigma, self.seg_blur_threshold_inf)
