@@ -1,4 +1,4 @@
-"""fastcfg behind diffusers' own interfaces: guiders for its modular pipelines, with the same arguments as its own."""
+"""fastcfg behind diffusers' own interfaces: guiders for its modular pipelines, rules in its classic ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ except ImportError as error:
         f"fastcfg.adapters.diffusers needs diffusers >= 0.42 ({error}); pip install 'fastcfg[diffusers]'"
     ) from error
 
+from .fuse import FuseReport, fuse, fuse_guider
 from .guiders import (
     FusedAdaptiveProjectedGuidance,
     FusedAdaptiveProjectedMixGuidance,
@@ -25,8 +26,26 @@ from .guiders_perturbed import (
     FusedSkipLayerGuidance,
     FusedSmoothedEnergyGuidance,
 )
+from .guiders_rules import (
+    DualGuidance,
+    DynamicThresholdingGuidance,
+    FrameGuidance,
+    InstructPix2PixGuidance,
+    MultiConditionGuidance,
+    PerpNegGuidance,
+    RuleGuidance,
+    ScheduledGuidance,
+)
+from .pipeline_forms import PipelineForm
+from .pipeline_guidance import PipelineGuidance
+from .pipeline_table import coverage, own_rule
+from .pipelines import guided
 
 __all__ = [
+    "DualGuidance",
+    "DynamicThresholdingGuidance",
+    "FrameGuidance",
+    "FuseReport",
     "FusedAdaptiveProjectedGuidance",
     "FusedAdaptiveProjectedMixGuidance",
     "FusedAutoGuidance",
@@ -39,4 +58,16 @@ __all__ = [
     "FusedSkipLayerGuidance",
     "FusedSmoothedEnergyGuidance",
     "FusedTangentialClassifierFreeGuidance",
+    "InstructPix2PixGuidance",
+    "MultiConditionGuidance",
+    "PerpNegGuidance",
+    "PipelineForm",
+    "PipelineGuidance",
+    "RuleGuidance",
+    "ScheduledGuidance",
+    "coverage",
+    "fuse",
+    "fuse_guider",
+    "guided",
+    "own_rule",
 ]
