@@ -35,7 +35,7 @@ class DemoSampling:
         difference: largest difference of a pixel ``[-1, 1]`` between the graph's images and eager torch's.
         control: the same between eager torch and itself, the starting noise one ulp up.
         eager_ms, graph_ms: median of a whole run, interleaved; steps, images, threads: of a run.
-        picture: a grid: eager, graph, their difference times 1000, the control's times 1000.
+        picture: a grid: eager, graph, their difference and the control's, 30,000 times.
     """
 
     difference: float
@@ -101,8 +101,8 @@ def sample_demo(
     rows = {
         "eager torch": images["eager"],
         engine.runs_on: images["graph"],
-        "difference × 1000": 1000 * gaps["graph"],
-        "one-ulp control × 1000": 1000 * gaps["control"],
+        "difference × 30,000": 30_000 * gaps["graph"],
+        "one-ulp control × 30,000": 30_000 * gaps["control"],
     }
     result = DemoSampling(
         difference=float(gaps["graph"].abs().max()),
