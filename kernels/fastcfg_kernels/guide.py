@@ -240,6 +240,7 @@ def guide_checked(
     mask: Tensor | None = None,
     out: Tensor | None = None,
     targets: Sequence[Target] | None = None,
+    merge: functional.Merge | None = None,
     backend: str | None = None,
     strategy: Strategy | None = None,
 ) -> list[Tensor]:
@@ -250,6 +251,8 @@ def guide_checked(
         scale: factor of the deltas, for a scaled program: floating, of a shape that broadcasts to the predictions'.
         mask: for a masked program, zero or False where the sums leave an element out; its shape likewise.
         targets: what to write, and where; default ``out``, and new tensors for the other results.
+        merge: where the tensors are a part of the samples that the sums run over, on torch operations then: makes the
+            sums of the whole samples of theirs.
 
     Returns:
         A tensor for each target.
@@ -271,9 +274,10 @@ def guide_checked(
             raise ValueError(f"out: expected a tensor {expected}, got {list(target.shape)} on {target.device}")
     if first.numel() == 0:
         return [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and _requires_grad(inputs, values)):
+    differentiable = torch.is_grad_enabled() and _requires_grad(inputs, values)
+    if merge is not None or torch.compiler.is_compiling() or differentiable:
         rows = [t.flatten(1) for t in (*inputs, *elementwise)]
-        shaped = [r.view(first.shape) for r in functional.guide_rows(program, rows, values)]
+        shaped = [r.view(first.shape) for r in functional.guide_rows(program, rows, values, merge)]
         return [shaped[k].to(t) if isinstance(t, torch.dtype) else t.copy_(shaped[k]) for k, t in targets]
 
     path = choose_backend(program, first.device, backend)
@@ -310,7 +314,8 @@ def _check_elementwise(program: Program, first: Tensor, scale: Tensor | None, ma
         if given.device != first.device:
             raise ValueError(f"{name}: expected a tensor on {first.device}, got one on {given.device}")
         try:
-            views.append(given.expand(first.shape))
+            wide = given.to(accumulator(first.dtype)) if name == "scale" else given
+            views.append(wide.expand(first.shape))
         except RuntimeError:
             raise ValueError(
                 f"{name}: expected a shape that broadcasts to {list(first.shape)}, got {list(given.shape)}"
@@ -362,11 +367,14 @@ def _run(
     """Run a path on the tensors as rows, and bring to ``targets`` what it could not write there itself."""
     rows, views = _rows([*inputs, *targets], elementwise)
     sources, destinations = rows[: len(inputs)], rows[len(inputs) :]
+    acc = accumulator(inputs[0].dtype)
     for k, (row, target) in enumerate(zip(destinations, targets, strict=True)):
-        # A reshape that had to copy leaves the target apart; native code reads an element and then writes it.
+        # A reshape that had to copy leaves the target apart; native code reads an element and then writes it, and
+        # knows no conversion between float64 and the others.
         apart = row.data_ptr() != target.data_ptr()
-        if apart or (path in ("cpp", "inductor") and any(_collide(row, s, path) for s in sources)):
-            destinations[k] = torch.empty(row.shape, dtype=row.dtype, device=row.device)
+        foreign = path == "cpp" and (row.dtype == torch.float64) != (acc == torch.float64)
+        if apart or foreign or (path in ("cpp", "inductor") and any(_collide(row, s, path) for s in sources)):
+            destinations[k] = torch.empty(row.shape, dtype=acc if foreign else row.dtype, device=row.device)
 
     try:
         if path == "triton":

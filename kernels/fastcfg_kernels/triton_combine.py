@@ -79,4 +79,7 @@ def store_tile(
     offsets = start + tl.arange(0, TILE).to(tl.int64)
     for o in tl.static_range(len(outs)):
         pointer = outs[o] + b * out_strides[o] + offsets
-        tl.store(pointer, results[RESULTS[o]].to(outs[o].dtype.element_ty), mask=offsets < count)
+        result = results[RESULTS[o]]
+        if ACC == tl.float64 and outs[o].dtype.element_ty != tl.float64:
+            result = result.to(tl.float32)  # No direct conversion to the half types on every target.
+        tl.store(pointer, result.to(outs[o].dtype.element_ty), mask=offsets < count)
