@@ -80,6 +80,6 @@ def store_tile(
     for o in tl.static_range(len(outs)):
         pointer = outs[o] + b * out_strides[o] + offsets
         result = results[RESULTS[o]]
-        if ACC == tl.float64 and outs[o].dtype.element_ty != tl.float64:
+        if outs[o].dtype.element_ty != tl.float64 and result.dtype == tl.float64:
             result = result.to(tl.float32)  # No direct conversion to the half types on every target.
         tl.store(pointer, result.to(outs[o].dtype.element_ty), mask=offsets < count)

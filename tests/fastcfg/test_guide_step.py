@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ SHAPE = (3, 4, 9, 8)
 def sampler(solver: str = "2M", kind: str = "v") -> Sampler:
     """Input scales other than 1, as Euler's in sigma space are."""
     a = PRODUCTS
-    levels = [((p**0.5, (1 - p) ** 0.5), (q**0.5, (1 - q) ** 0.5)) for p, q in zip(a[:-1], a[1:], strict=True)]
+    levels = [((p**0.5, (1 - p) ** 0.5), (q**0.5, (1 - q) ** 0.5)) for p, q in pairwise(a)]
     return Sampler.from_levels(
         levels, kind=kind, solver=SOLVERS[solver], input_scales=[1.0, 0.9, 0.8, 0.7, 0.6], timesteps=a[:-1]
     )
