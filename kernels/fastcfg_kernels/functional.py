@@ -6,16 +6,16 @@ is checked against it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .program import Program
-from .tiles import accumulator, basis, sample_sums, spread, valid_count
+from .tiles import Moments, accumulator, basis, sample_moments, spread
 
-__all__ = ["combine", "guide_rows"]
+__all__ = ["Merge", "combine", "guide_rows"]
 
 
 def _weighted_sum(weights: Sequence[Any], vectors: Sequence[Tensor]) -> Tensor:
@@ -62,18 +62,27 @@ def combine(
     return results
 
 
-def guide_rows(program: Program, inputs: Sequence[Tensor], params: Sequence[Any]) -> list[Tensor]:
+Merge = Callable[[Program, Moments], Moments]
+"""From the moments of a part of each row to those of the whole rows."""
+
+
+def guide_rows(
+    program: Program, inputs: Sequence[Tensor], params: Sequence[Any], merge: Merge | None = None
+) -> list[Tensor]:
     """Sums, weights and combine of rows.
 
     Args:
         inputs: K predictions ``[..., N]`` of one floating dtype, then the extras, then the elementwise scale and the
             mask where the program has them; a row is a sample.
         params: numbers, 0-dim or ``[...]`` tensors, in the order of ``program.params``.
+        merge: where the rows given are a part of the rows that the sums run over.
 
     Returns:
         The program's results ``[..., N]`` in the accumulator's dtype.
     """
     acc = accumulator(inputs[0].dtype)
     values = tuple(p.to(acc) if isinstance(p, Tensor) else p for p in params)
-    sums = tuple(sample_sums(program, inputs, values)) if program.reduces else ()
-    return combine(program, inputs, program.weigh(sums, valid_count(program, inputs, acc), values), values)
+    moments = sample_moments(program, inputs, values)
+    if merge is not None and program.reduces:
+        moments = merge(program, moments)
+    return combine(program, inputs, program.weigh(moments.sums(program), moments.count, values), values)

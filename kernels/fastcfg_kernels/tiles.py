@@ -10,14 +10,14 @@ Source: Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 19
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .program import Program
 
-__all__ = ["TILE", "accumulator", "basis", "sample_sums", "spread", "valid_count"]
+__all__ = ["TILE", "Moments", "accumulator", "basis", "sample_moments", "sample_sums", "spread"]
 
 TILE = 4096
 
@@ -99,7 +99,7 @@ def _tile_sums(
     return list(means.values()), sums
 
 
-def valid_count(program: Program, inputs: Sequence[Tensor], acc: torch.dtype) -> Any:
+def _valid_count(program: Program, inputs: Sequence[Tensor], acc: torch.dtype) -> Any:
     """The number of elements that a row's sums run over, at least 1: ``[...]`` where a mask leaves some out."""
     if program.masked:
         return (inputs[-1] != 0).sum(-1).clamp(min=1).to(acc)
@@ -111,16 +111,35 @@ def _total(values: Tensor, size: Tensor | int) -> Tensor:
     return (values * size).sum(-1) if isinstance(size, Tensor) else values.sum(-1) * size
 
 
-def sample_sums(program: Program, inputs: Sequence[Tensor], params: Sequence[Any] = ()) -> list[Tensor]:
-    """The sums that ``program.weigh`` takes.
+class Moments(NamedTuple):
+    """What a program needs of a row, or of a part of one.
+
+    Attributes:
+        count: elements, at least 1: a number, or ``[...]`` where a mask leaves some out.
+        means: of the program's centred vectors, ``[...]`` each, in the accumulator's dtype.
+        pairs: sums of the program's pairs, ``[...]`` each; ``cov`` sums are centred at the means.
+    """
+
+    count: Any
+    means: list[Tensor]
+    pairs: list[Tensor]
+
+    def sums(self, program: Program) -> tuple[Tensor, ...]:
+        """The sums in the order that ``program.weigh`` takes."""
+        by_vector = dict(zip(program.centred, self.means, strict=True))
+        return (*self.pairs, *(by_vector[v] for v in program.means))
+
+
+def sample_moments(program: Program, inputs: Sequence[Tensor], params: Sequence[Any] = ()) -> Moments:
+    """The sums over rows.
 
     Args:
         inputs: the program's inputs ``[..., N]``: predictions of one floating dtype, extras, scale, mask.
         params: in the order of ``program.params``; only an affine program needs them.
-
-    Returns:
-        A list of ``[...]`` tensors in the accumulator's dtype: the pairs' sums, then the means.
     """
+    number = _valid_count(program, inputs, accumulator(inputs[0].dtype))
+    if not program.reduces:
+        return Moments(number, [], [])
     acc = accumulator(inputs[0].dtype)
     count: Any = inputs[0].shape[-1]
     # An exported graph serves every size: the number of tiles would fix it. One tile of any length is the same
@@ -128,9 +147,7 @@ def sample_sums(program: Program, inputs: Sequence[Tensor], params: Sequence[Any
     whole = 0 if torch.compiler.is_exporting() else count // TILE
     rest = count - whole * TILE
     if whole == 0:
-        means, sums = _tile_sums(program, inputs, params, acc)
-        by_vector = dict(zip(program.centred, means, strict=True))
-        return sums + [by_vector[v] for v in program.means]
+        return Moments(number, *_tile_sums(program, inputs, params, acc))
     cut = count - rest
     main = [p if rest == 0 else p[..., :cut] for p in inputs]
     means, sums = _tile_sums(program, [p.view(*p.shape[:-1], -1, TILE) for p in main], params, acc)
@@ -143,7 +160,7 @@ def sample_sums(program: Program, inputs: Sequence[Tensor], params: Sequence[Any
         inside = inputs[-1] != 0
         size = inside[..., :cut].view(*inside.shape[:-1], -1, TILE).sum(-1).to(acc)
         rest = inside[..., cut:].sum(-1).to(acc) if rest else 0
-        count = valid_count(program, inputs, acc)
+        count = number
 
     grand: dict[int, Tensor] = {}
     spread: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -170,4 +187,9 @@ def sample_sums(program: Program, inputs: Sequence[Tensor], params: Sequence[Any
             if tail_a is not None and tail_b is not None:
                 value = value + tail_a * tail_b * rest
         merged.append(value)
-    return merged + [grand[v] for v in program.means]
+    return Moments(number, [grand[v] for v in program.centred], merged)
+
+
+def sample_sums(program: Program, inputs: Sequence[Tensor], params: Sequence[Any] = ()) -> list[Tensor]:
+    """The sums that ``program.weigh`` takes, of the same arguments as :func:`sample_moments`: ``[...]`` each."""
+    return list(sample_moments(program, inputs, params).sums(program))
