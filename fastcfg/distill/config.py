@@ -36,6 +36,7 @@ class DistillConfig:
         trajectories: of a round, on each device; all their states are held at once.
         reuse: how often a round's states are used before the next round.
         learning_rate: peak of the warm-up and cosine decay of AdamW.
+        scale_rate: learning rate of the scale input over that of the other weights: it begins at zero, they do not.
         warmup: steps of linear warm-up.
         weight_decay, clip: of AdamW, and the largest gradient norm.
         ema: limit of the decay of the weights' moving average, which is what is kept.
@@ -61,6 +62,7 @@ class DistillConfig:
     trajectories: int = 128
     reuse: int = 1
     learning_rate: float = 5e-4
+    scale_rate: float = 5.0
     warmup: int = 50
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -85,7 +87,7 @@ class DistillConfig:
             raise ValueError(f"low: expected a number above 0 for a logarithmic draw, got {self.low}")
         number("exact_one", self.exact_one, 0.0, 1.0)
         number("ema", self.ema, 0.0, 1.0)
-        for name in ("learning_rate", "warmup", "weight_decay", "clip"):
+        for name in ("learning_rate", "scale_rate", "warmup", "weight_decay", "clip"):
             number(name, getattr(self, name), 0.0)
         object.__setattr__(self, "sampler_steps", tuple(self.sampler_steps))
         if not self.sampler_steps or min(self.sampler_steps) < 1:

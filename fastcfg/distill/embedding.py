@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -51,6 +52,18 @@ class Convention:
     def keyword(self) -> str:
         """The network's argument: ``timestep_cond`` or ``guidance``."""
         return "timestep_cond" if self.form == "lcm" else "guidance"
+
+    def resolved(self, low: float, high: float) -> Tensor:
+        """Which features vary slowly over a range of scales, bool ``[dim]``.
+
+        Of a value times 1000 most frequencies turn many times within the range. To a network that is trained on scales
+        drawn from all of it those features are noise, which hides the slow ones.
+        """
+        half = self.dim // 2
+        last = half - 1 if self.form == "lcm" else half
+        frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / last)
+        slow = frequency * 1000 * max(high - low, 1e-3) <= 2 * math.pi
+        return torch.cat([slow, slow])
 
     def arguments(self, scale: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """The network's keyword argument for scales ``[B]`` of float32.

@@ -53,6 +53,11 @@ class Family:
         """Name of the module that :meth:`add_scale_input` added."""
         raise NotImplementedError
 
+    def feature_layer(self, network: nn.Module) -> nn.Linear:
+        """The layer of the scale input that reads the embedding's features."""
+        module = network.get_submodule(self.scale_module(network))
+        return next(layer for layer in module.modules() if isinstance(layer, nn.Linear))
+
     def config(self, network: nn.Module) -> dict[str, Any]:
         """What :meth:`build` makes an equal network from, as JSON-serialisable data."""
         raise NotImplementedError

@@ -74,9 +74,19 @@ class Distiller:
             own = self.lora is not None and ".lora_" in name
             parameter.requires_grad_(config.mode == "full" or name.startswith(prefix) or own)
         self.network, self.family = network, family
+        layer = family.feature_layer(network)
+        resolved = config.convention.resolved(config.low, config.high).to(layer.weight)
+        with torch.no_grad():
+            layer.weight.mul_(resolved)
+        layer.weight.register_hook(lambda gradient: gradient * resolved)
         self.trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
         self.average = {name: value.detach().clone() for name, value in self.trained.items()}
-        self.optimizer = torch.optim.AdamW(self.trained.values(), weight_decay=config.weight_decay, betas=(0.9, 0.99))
+        scale = [value for name, value in self.trained.items() if name.startswith(prefix)]
+        other = [value for name, value in self.trained.items() if not name.startswith(prefix)]
+        groups = [{"params": scale, "rate": config.scale_rate}, {"params": other, "rate": 1.0}]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], weight_decay=config.weight_decay, betas=(0.9, 0.99)
+        )
         # The prepared network is a wrapper where there are several devices; in evaluation mode, for the teacher has
         # no dropout either.
         self.prepared, self._optimizer = self.accelerator.prepare(network, self.optimizer)
@@ -147,7 +157,7 @@ class Distiller:
             self.optimizer.zero_grad(set_to_none=True)
             raise TrainingDiverged(f"step {step}: loss {value}, gradient norm {float(norm)}")
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate_at(step)
+            group["lr"] = group["rate"] * config.learning_rate_at(step)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         decay = ema_decay(step, config.ema)
