@@ -1,18 +1,27 @@
 """Guidance inside exported graphs and engines.
 
-:func:`export_onnx` writes a model and its rule as one ONNX graph, and :func:`verify` compares it with eager torch.
+:func:`export_onnx` writes a model and its rule as one ONNX graph, :func:`verify` compares it with eager torch,
+:func:`build_engine` makes a TensorRT plan of it, and :class:`Engine` runs either as a denoiser.
 """
 
+from .build import Built, build_engine
+from .engine import Engine
 from .models import GraphModel, Input, adapt, from_example
 from .module import GuidedModule
 from .onnx_export import Exported, ExportError, export_onnx, read_signature
+from .runtimes import BuildError
 from .sampler_step import STEPS, SamplerStep
+from .serving import write_repository
+from .sidecar import SidecarError
 from .signature import Axis, Signature, TensorSpec
 from .verification import Parity, verify
 
 __all__ = [
     "STEPS",
     "Axis",
+    "BuildError",
+    "Built",
+    "Engine",
     "ExportError",
     "Exported",
     "GraphModel",
@@ -20,11 +29,14 @@ __all__ = [
     "Input",
     "Parity",
     "SamplerStep",
+    "SidecarError",
     "Signature",
     "TensorSpec",
     "adapt",
+    "build_engine",
     "export_onnx",
     "from_example",
     "read_signature",
     "verify",
+    "write_repository",
 ]
