@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from .combination import Weight, check_tensor, number, weighted_sum, weights_like
 from .parameterization import Kind, affine_map
+from .samplers.solvers import first_order
 
 __all__ = ["cfg_pp_step", "ddim_step"]
 
@@ -34,6 +34,7 @@ def ddim_step(
 
     ``s = eta * next_sigma / sigma * sqrt(sigma^2 - (alpha / next_alpha)^2 * next_sigma^2)``: ``eta = 0`` is DDIM and
     deterministic, ``eta = 1`` has the variance of DDPM's posterior. It is one weighted sum of x, prediction and noise.
+    Over a run, and in the guidance's own pass: :func:`fastcfg.guide_step`.
 
     Args:
         prediction, x: tensors ``[B, ...]`` of one shape.
@@ -54,28 +55,15 @@ def ddim_step(
     check_tensor("prediction", prediction, check_tensor("x", x))
     eta = number("eta", eta, low=0.0)
     given = {"alpha": alpha, "sigma": sigma, "next_alpha": next_alpha, "next_sigma": next_sigma}
+    if eta != 0.0 and noise is None:
+        raise ValueError("noise: expected a tensor, since eta is not 0")
     a, s, a_next, s_next = _levels(x, given)
-    spread: Weight = 0.0
-    direction = s_next
-    if eta != 0.0:
-        if noise is None:
-            raise ValueError("noise: expected a tensor, since eta is not 0")
-        ratio = a / a_next
-        spread = eta * s_next / s * _root(s * s - ratio * ratio * s_next * s_next)
-        direction = _root(s_next * s_next - spread * spread)
+    of_x0, of_eps, of_noise = first_order(a, s, a_next, s_next, eta)
     (x_x, x_p), (e_x, e_p) = affine_map(kind, "x0", a, s), affine_map(kind, "eps", a, s)
-    terms = {
-        "x": (a_next * x_x + direction * e_x, x),
-        "prediction": (a_next * x_p + direction * e_p, prediction),
-    }
+    terms = {"x": (of_x0 * x_x + of_eps * e_x, x), "prediction": (of_x0 * x_p + of_eps * e_p, prediction)}
     if eta != 0.0 and noise is not None:
-        terms["noise"] = (spread, noise)
+        terms["noise"] = (of_noise, noise)
     return weighted_sum(terms)
-
-
-def _root(value: Weight) -> Weight:
-    """The square root of what is negative by rounding alone."""
-    return torch.sqrt(value.clamp(min=0)) if isinstance(value, Tensor) else max(value, 0.0) ** 0.5
 
 
 def cfg_pp_step(
@@ -114,14 +102,16 @@ def cfg_pp_step(
     check_tensor("uncond", uncond, x)
     check_tensor("cond", cond, x)
     given = {"scale": scale, "alpha": alpha, "sigma": sigma, "next_alpha": next_alpha, "next_sigma": next_sigma}
-    lam, a, s, a_next, s_next = _levels(x, given)
+    lam, *levels = _levels(x, given)
+    a, s, *_ = levels
+    of_x0, of_eps, _ = first_order(*levels)
     (x_x, x_p), (e_x, e_p) = affine_map(kind, "x0", a, s), affine_map(kind, "eps", a, s)
     clean = weighted_sum({"x": (x_x, x), "uncond": (x_p * (1.0 - lam), uncond), "cond": (x_p * lam, cond)})
     after = weighted_sum(
         {
-            "x": (a_next * x_x + s_next * e_x, x),
-            "uncond": (a_next * x_p * (1.0 - lam) + s_next * e_p, uncond),
-            "cond": (a_next * x_p * lam, cond),
+            "x": (of_x0 * x_x + of_eps * e_x, x),
+            "uncond": (of_x0 * x_p * (1.0 - lam) + of_eps * e_p, uncond),
+            "cond": (of_x0 * x_p * lam, cond),
         }
     )
     return after, clean
