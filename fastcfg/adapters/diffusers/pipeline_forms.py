@@ -44,7 +44,8 @@ class PipelineForm:
         part: what the scheduler gets of a prediction: ``"head"``, as much of each dimension as its sample has, from
             the start; ``"variance"``, with the conditional pass's variance appended where the scheduler takes it;
             ``"doubled"``, the same for both halves of a doubled sample; ``"list"``, a stack of samples that the
-            denoiser returns one by one; ``"ltx_frames"``, LTX's tokens as video without its frame 0.
+            denoiser returns one by one; ``"ltx_frames"``, LTX's tokens as video without its given frame 0, which a
+            rule's sums leave out, too (the pipeline's own rescale does not).
         tail: a dimension of which the scheduler gets the end.
         by_row: the pipeline's combination has a factor for each row of the last dimension.
     """
