@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,7 +96,7 @@ class CapturedStep:
         if prediction is not None:
             inputs.add_numbers("levels", {"alpha": prediction.alpha, "sigma": prediction.sigma})
         kind = None if prediction is None else prediction.kind
-        return self._replay(planned, conditions, inputs, kind, state, step, planned.rule.lowered.updates)
+        return self._replay(planned, x, conditions, inputs, kind, state, step, planned.rule.lowered.updates)
 
     def step(
         self,
@@ -131,7 +132,9 @@ class CapturedStep:
             affine = lowered.domain is not None and level is not None and level.kind != lowered.domain
             lowered.variant(affine=affine, step=stage_key(step, False))
         kept = (*lowered.updates, *[PREVIOUS_X0] * step.keeps_x0)
-        return self._replay(planned, conditions, inputs, None if level is None else level.kind, state, step.index, kept)
+        return self._replay(
+            planned, x, conditions, inputs, None if level is None else level.kind, state, step.index, kept
+        )
 
     def _inputs(
         self,
@@ -155,6 +158,7 @@ class CapturedStep:
     def _replay(
         self,
         planned: PassPlan,
+        x: Tensor,
         conditions: Conditions,
         inputs: Inputs,
         kind: Kind | None,
@@ -164,7 +168,10 @@ class CapturedStep:
     ) -> Tensor:
         denoiser = self._denoiser
         if state is not None:
-            inputs.add("state", {n: state[n] for n in (*planned.rule.lowered.extras, *kept) if n in state})
+            # What is missing is zero, as it is where nothing is captured: the first step is no piece of its own.
+            names = dict.fromkeys((*planned.rule.lowered.extras, *kept))
+            zeros = partial(torch.zeros_like, x, dtype=inputs.dtype)
+            inputs.add("state", {name: state[name] if name in state else zeros() for name in names})
         elif kept:
             raise ValueError(f"state: the step carries {list(kept)}; give state=fastcfg.State(), one for a request")
         layout, tensors = inputs.finish()
@@ -217,7 +224,7 @@ class CapturedStep:
             if state is not None:
                 found += [state[name] for name in kept]
                 if measures:
-                    found.append(denoiser.measure(planned, results, values["state"].get("delta"), state))
+                    found.append(denoiser.measure(planned, results, values["state"]["delta"], state))
             return found
 
         if self._pool is None and tensors[0].is_cuda and self._backend in ("auto", "cudagraph"):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+from fastcfg_kernels.functional import Merge
 from torch import Tensor
 
 from ..conditions import Conditions
@@ -63,6 +64,7 @@ class GuidedDenoiser:
             learned variance. None guides all.
         rest: the pass whose other channels follow the guided ones in the result; a step that does not run it takes
             the first it runs. None leaves them out.
+        shards: where each rank holds a part of every sample; see :class:`fastcfg.parallel.Shards`.
         wait: a gate that measures (:class:`fastcfg.GatedCFG` with ``drift`` or ``stop``) waits for the device at
             each refresh; without it a measure counts once it has arrived.
     """
@@ -77,6 +79,7 @@ class GuidedDenoiser:
         output: Callable[[Any], Tensor] | None = None,
         guided_channels: int | None = None,
         rest: str | None = None,
+        shards: Merge | None = None,
         wait: bool = False,
     ) -> None:
         if not callable(model):
@@ -86,6 +89,10 @@ class GuidedDenoiser:
         self.model = model
         self.backend = backend
         self.executor = executor_of(mode)
+        self.shards = shards
+        bind = getattr(self.executor, "bind", None)
+        if bind is not None:
+            bind(rule)
         self._take = output or prediction_of
         self._wait = wait
         self._planner = Planner(rule)
@@ -113,6 +120,7 @@ class GuidedDenoiser:
             output=self._take,
             guided_channels=None if channels is None else channels.count,
             rest=None if channels is None else channels.rest,
+            shards=self.shards,
             wait=self._wait,
         )
 
@@ -270,7 +278,7 @@ class GuidedDenoiser:
         if self._channels is not None:
             results = {name: self._channels.of(result) for name, result in results.items()}
         named: dict[str, Any] = planned.predictions(results)
-        return guide_step(planned.rule, step, x=x, backend=self.backend, **arguments, **named)
+        return guide_step(planned.rule, step, x=x, backend=self.backend, shards=self.shards, **arguments, **named)
 
     def passes(self, planned: PassPlan, conditions: Conditions) -> list[Pass]:
         """The passes of a plan, for an :class:`Executor`."""
@@ -297,7 +305,16 @@ class GuidedDenoiser:
                 only = predictions[planned.passes[0]]
                 return only if to is None else to.copy_(only)
             named: dict[str, Any] = planned.predictions(predictions)
-            return guide(planned.rule, params=params, backend=self.backend, state=state, out=to, **space, **named)
+            return guide(
+                planned.rule,
+                params=params,
+                backend=self.backend,
+                state=state,
+                out=to,
+                shards=self.shards,
+                **space,
+                **named,
+            )
 
         return guided(results, out) if self._channels is None else self._channels.guide(planned, results, guided, out)
 

@@ -52,7 +52,7 @@ class Inputs:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._device, self._dtype = device, dtype
+        self._device, self.dtype = device, dtype
         self._tensors: list[Tensor] = []
         self._numbers: list[float] = []
         self._tree: dict[str, Any] = {}
@@ -68,7 +68,7 @@ class Inputs:
 
     def _number(self, path: str, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self._take(path, value.to(self._device, self._dtype))
+            return self._take(path, value.to(self._device, self.dtype))
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{path}: expected a number or a tensor, got {type(value).__name__}")
         self._signature.append(path)
@@ -94,5 +94,5 @@ class Inputs:
     def finish(self) -> tuple[Layout, list[Tensor]]:
         """The layout and its tensors, the one of all numbers first."""
         pinned = self._device.type == "cuda"
-        numbers = torch.tensor(self._numbers, dtype=self._dtype, pin_memory=pinned).to(self._device, non_blocking=True)
+        numbers = torch.tensor(self._numbers, dtype=self.dtype, pin_memory=pinned).to(self._device, non_blocking=True)
         return Layout(self._tree, tuple(self._signature)), [numbers, *self._tensors]
