@@ -57,7 +57,8 @@ def guided(
     """The guided clean sample of a step."""
     stateful = any(stage.rule.lowered.extras for stage in made)
     state = memory.follow(sigma) if stateful else memory.state
-    return combine(made, predictions, x, prediction_at(model, sigma, x), state)
+    space = prediction_at(model, sigma, x, {stage.kind for stage in made})
+    return combine(made, predictions, x, space, state)
 
 
 class Guidance:

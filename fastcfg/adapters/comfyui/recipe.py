@@ -103,13 +103,15 @@ def stages(
     rule = recipe.base(scale if recipe.schedule is None else recipe.schedule)
     space = recipe.space
     done: list[tuple[Rule, Space | None]] = []
+    closed = False
     for modifier in recipe.modifiers:
         elsewhere = modifier.space is not None and space is not None and kind[modifier.space] != kind[space]
         # A clamp is elementwise, and so the last of its launch.
-        if elsewhere or modifier.apart or rule.lowered.program.clamps:
+        if elsewhere or modifier.apart or closed or rule.lowered.program.clamps:
             done.append((rule, space))
             rule, space = _GUIDED, None
         rule, space = modifier.change(rule), modifier.space or space
+        closed = modifier.apart
     done.append((rule, space))
 
     def resolved(rule: Rule, kind: Kind) -> Rule:
@@ -132,15 +134,20 @@ def needed(made: tuple[Stage, ...]) -> set[str]:
 
 
 def combine(
-    made: tuple[Stage, ...], predictions: Mapping[str, Tensor], x: Tensor, level: Prediction, state: State
+    made: tuple[Stage, ...],
+    predictions: Mapping[str, Tensor],
+    latent: Tensor,
+    space: tuple[Tensor, Prediction],
+    state: State,
 ) -> Tensor:
     """The guided clean sample ``[B, ...]`` from clean samples by the rule's names.
 
     Args:
-        x: the noisy latent; level: what a clean sample is at its noise level.
+        latent: x; space: x as the rules' spaces are defined for, and what a clean sample is at its noise level.
         state: of the sampling run.
     """
-    given = {"latent": x, **predictions}
+    given = {"latent": latent, **predictions}
+    x, level = space
     for stage in made:
         if isinstance(stage.rule, Linear) and len(stage.rule.weights) == 1 and stage.rule.weights[0][1] == 1:
             given["guided"] = given[stage.rule.weights[0][0]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import fastcfg_kernels as fk
@@ -12,6 +12,7 @@ from ...combination import check_choice
 from ...rules import APG, CFG, FDG, TCFG, CFGZeroStar, MaMBOG, PerpNeg, Rule
 from ...rules.base import Lowered, Parameter
 from ...schedules import Schedule
+from ..common import with_scale
 from .hooks import attach, recipe_of
 from .recipe import Recipe, with_base
 from .space import Space
@@ -96,16 +97,7 @@ def _from_json(model: Any, rule: str, space: Space) -> Any:
     given = Rule.from_json(rule)
     if unknown := sorted(set(given.conditions) - {"cond", "uncond"}):
         raise ValueError(f"rule: expected one of cond and uncond alone, got one that also takes {', '.join(unknown)}")
-    return _with_rule(model, lambda scale: _scaled(given, scale), space, always=True)
-
-
-def _scaled(rule: Rule, scale: float | Schedule) -> Rule:
-    """The rule with a scale of its own, or of the rule it modifies, replaced."""
-    names = {field.name for field in fields(rule)}
-    if "scale" in names:
-        return replace(rule, scale=scale)  # type: ignore[call-arg]
-    inner = getattr(rule, "rule", None)
-    return replace(rule, rule=_scaled(inner, scale)) if isinstance(inner, Rule) else rule  # type: ignore[call-arg]
+    return _with_rule(model, lambda scale: with_scale(given, scale) or given, space, always=True)
 
 
 RULE_NODES = (

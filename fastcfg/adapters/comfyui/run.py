@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ...state import State
+from ..common import step_at
 
 __all__ = ["Memory", "begin_run", "memory_of"]
 
@@ -59,10 +60,7 @@ class Memory:
                     "steps; this ComfyUI is too old for one"
                 )
             self.sigmas = [float(level) for level in sigmas]
-        count = max(len(self.sigmas) - 1, 1)
-        level = float(sigma.max()) * (1 - 1e-6)
-        reached = sum(known >= level for known in self.sigmas[:count])
-        return max(reached - 1, 0), count
+        return step_at(self.sigmas, float(sigma.max()))
 
 
 class _Run:

@@ -7,8 +7,10 @@ of ``model.model_sampling``.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ...parameterization import Kind, Prediction
@@ -47,7 +49,18 @@ def kind_of(space: Space | None, model: Any) -> Kind:
     return "v" if sampling & {"V_PREDICTION", "EDM"} else "eps"
 
 
-def prediction_at(model: Any, sigma: Tensor, like: Tensor) -> Prediction:
-    """What a clean sample is at the noise level ``sigma`` ``[B]``, which stays on its device."""
-    sigma = sigma.to(device=like.device, dtype=like.dtype)
-    return Prediction("x0", 1.0 - sigma if "CONST" in _sampling(model) else 1.0, sigma)
+def prediction_at(model: Any, sigma: Tensor, x: Tensor, kinds: Collection[Kind]) -> tuple[Tensor, Prediction]:
+    """A latent and what clean samples are at its noise level ``sigma`` ``[B]``, which stays on its device.
+
+    For v the latent is scaled to variance preservation, where v is defined: norms are then those of the network's own.
+
+    Args:
+        kinds: what the rules work on.
+    """
+    sigma = sigma.to(device=x.device, dtype=x.dtype)
+    if "CONST" in _sampling(model):
+        return x, Prediction("x0", 1.0 - sigma, sigma)
+    if "v" not in kinds:
+        return x, Prediction("x0", 1.0, sigma)
+    alpha = torch.rsqrt(1.0 + sigma * sigma)
+    return x * alpha.view(-1, *[1] * (x.dim() - 1)), Prediction("x0", alpha, alpha * sigma)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -213,7 +214,7 @@ class Guider:
 
 def euler(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> Tensor:
     """Euler's method."""
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in itertools.pairwise(sigmas):
         slope = (x - denoise(x, sigma.expand(x.shape[0]))) / sigma
         x = x + slope * (after - sigma)
     return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
@@ -65,7 +66,9 @@ def in_space(space: str, flow: bool, sigma: float) -> tuple[Callable[..., Tensor
         return lambda x, p: p, lambda x, q: q
     if space == "noise" or flow:  # For a flow x - x0 is along the velocity.
         return lambda x, p: (x - p) / sigma, lambda x, q: x - sigma * q
-    return lambda x, p: (x - alpha * p) / sigma - sigma * p, lambda x, q: (x / sigma - q) / (alpha / sigma + sigma)
+    # v of a variance-preserving process, whose latent is x / root.
+    root = (1 + sigma**2) ** 0.5
+    return lambda x, p: (x / root - root * p) / sigma, lambda x, q: (x / root - sigma * q) / root
 
 
 NUMPY = {
@@ -96,7 +99,7 @@ def test_rules_work_in_their_space(node: str, space: str, sampling: type, shape:
 def test_rescale_has_the_spread_of_cond_in_every_sample(shape: str) -> None:
     sigma = 2.0
     model = apply("FastcfgRescale", fake.Patcher(), multiplier=1.0)
-    got, x, c, u = one_call(model, noise(SHAPES[shape]), 6.0, sigma)
+    got, x, c, _u = one_call(model, noise(SHAPES[shape]), 6.0, sigma)
     v = in_space("v", False, sigma)[0]
     for y in (v(x, got.double()),):
         assert torch.allclose(y.flatten(1).std(1), v(x, c).flatten(1).std(1), rtol=1e-5)
@@ -176,7 +179,7 @@ def test_momentum_of_interleaved_runs_and_clones_is_their_own() -> None:
         guider.sample(x, SIGMAS, recorded)
         guiders.append(guider)
     latents = [x for _, x in turns]
-    for sigma, after in zip(SIGMAS[:-1], SIGMAS[1:], strict=True):
+    for sigma, after in itertools.pairwise(SIGMAS):
         for i, (denoise, _) in enumerate(turns):
             slope = (latents[i] - denoise(latents[i], sigma.expand(1))) / sigma
             latents[i] = latents[i] + slope * (after - sigma)
@@ -219,7 +222,7 @@ def test_schedule_takes_the_place_of_cfg() -> None:
     model = apply("FastcfgSchedule", fake.Patcher(), curve="linear", start=1.0, end=4.0)
     x = noise((1, 4, 6, 8)) * 0.1
     expected = x
-    for i, (sigma, after) in enumerate(zip(SIGMAS[:-1], SIGMAS[1:], strict=True)):
+    for i, (sigma, after) in enumerate(itertools.pairwise(SIGMAS)):
         y = torch.lerp(fake.predict(expected, -0.5), fake.predict(expected, 1.0), 1.0 + i)
         expected = expected + (expected - y) / sigma * (after - sigma)
     for cfg in (1.0, 9.0):
@@ -422,7 +425,6 @@ def test_guiders_take_modifiers_intervals_and_hooks() -> None:
     assert keys | {"model_options", "input"} <= seen[0].keys()
     guided_once(guider, x)
     outside = guider.model_patcher.model.calls
-    fake.euler  # noqa: B018
     guider.sample(x, torch.tensor([8.0, 2.0, 0.0]))
     assert [len(call) for call in outside[-2:]] == [1, 3]
 
