@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers.guiders.guider_utils import BaseGuidance
-from diffusers.hooks import HookRegistry, LayerSkipConfig
-from diffusers.hooks.layer_skip import _apply_layer_skip_hook
+from diffusers.hooks import LayerSkipConfig
 from torch import Tensor
 
 from ...frames import guide_frames
@@ -17,12 +15,11 @@ from ...parameterization import Prediction
 from ...rules import Linear, Parameter, Rule
 from .guider_arguments import FusedOutput
 from .guider_core import Call, FusedGuider
+from .guider_layers import own_configs, restore_layers, weaken_layers
 from .guider_steps import PLACEHOLDER
 from .pipeline_noise import SchedulerLevels, scheduler_sigmas
 
 __all__ = ["ConditionGuider"]
-
-_HOOK = "fastcfg_perturbed"
 
 
 def _main(conditions: Sequence[str]) -> str:
@@ -184,8 +181,7 @@ class ConditionGuider(FusedGuider, wrap=False):
         passes = self._now().passes
         here = passes[self._count_prepared - 1][0] if self._count_prepared <= len(passes) else None
         if here == "pred_perturbed":
-            for i, config in enumerate(self._perturbations()):
-                _apply_layer_skip_hook(denoiser, config, name=f"{_HOOK}_{i}")
+            weaken_layers(denoiser, self._perturbations(), type(self).__name__)
         if self._needs_input() and self._count_prepared == 1:
             self._watch = denoiser.register_forward_pre_hook(self._take_down, with_kwargs=True)
 
@@ -195,9 +191,7 @@ class ConditionGuider(FusedGuider, wrap=False):
             self._watch.remove()
             self._watch = None
         if self.perturbed is not None:
-            registry = HookRegistry.check_if_exists_or_initialize(denoiser)
-            for i in range(len(self._perturbations())):
-                registry.remove_hook(f"{_HOOK}_{i}", recurse=True)
+            restore_layers(denoiser, self._perturbations(), type(self).__name__)
 
     def _needs_input(self) -> bool:
         return self._whole().lowered.domain is not None
@@ -211,8 +205,7 @@ class ConditionGuider(FusedGuider, wrap=False):
             raise ValueError(
                 "perturbed: the rule takes a perturbed prediction; say what to skip, {'indices': [7], ...}"
             )
-        configs = [LayerSkipConfig(**c) if isinstance(c, Mapping) else c for c in given]
-        return [replace(c) for c in configs]
+        return own_configs([LayerSkipConfig(**c) if isinstance(c, Mapping) else c for c in given])
 
     def prepare_inputs(self, data: Mapping[str, Any]) -> list[Any]:
         """A batch for each of the step's passes, from tuples of model inputs and :attr:`inputs`."""

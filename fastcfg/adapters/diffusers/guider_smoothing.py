@@ -6,19 +6,13 @@ import math
 from typing import Any
 
 import torch
-from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ...attention import gaussian_blur
 from ...combination import upcast
+from .guider_layers import self_attention
 
 __all__ = ["BlurredQueries", "blur_queries"]
-
-_STACKS = (
-    "transformer_blocks", "blocks", "single_transformer_blocks", "layers", "visual_transformer_blocks",
-    "temporal_transformer_blocks",
-)  # fmt: skip
 
 
 def blur_queries(queries: Tensor, sigma: float, threshold: float) -> Tensor:
@@ -55,39 +49,16 @@ class BlurredQueries:
         sigma, threshold: see :func:`blur_queries`.
 
     Raises:
-        ValueError: naming ``seg_guidance_layers`` where the model has no such layers or they have no self-attention.
+        ValueError: as :func:`.self_attention`.
     """
 
     def __init__(self, denoiser: nn.Module, config: Any, sigma: float, threshold: float) -> None:
-        stack = self._stack(denoiser, config.fqn)
-        chosen = {config.indices} if isinstance(config.indices, int) else set(config.indices)
-        names = config._query_proj_identifiers or ["to_q"]
-        self._handles = []
-        for index, block in enumerate(stack):
-            for module in block.modules() if index in chosen else ():
-                if not isinstance(module, Attention | AttentionModuleMixin) or getattr(
-                    module, "is_cross_attention", False
-                ):
-                    continue
-                for projection in (getattr(module, name, None) for name in names):
-                    if isinstance(projection, nn.Linear):
-                        blur = lambda _, __, output: blur_queries(output, sigma, threshold)  # noqa: E731
-                        self._handles.append(projection.register_forward_hook(blur))
-        if not self._handles:
-            raise ValueError(
-                f"seg_guidance_layers: expected layers of {config.fqn!r} (0 ... {len(stack) - 1}) with self-attention, "
-                f"got {sorted(chosen)}"
-            )
+        def blur(_: nn.Module, __: Any, queries: Tensor) -> Tensor:
+            return blur_queries(queries, sigma, threshold)
 
-    @staticmethod
-    def _stack(denoiser: nn.Module, name: str) -> nn.ModuleList:
-        found = next((s for s in _STACKS if hasattr(denoiser, s)), None) if name == "auto" else name
-        if found is None:
-            raise ValueError(f"seg_guidance_config: fqn 'auto' finds no stack of blocks in {type(denoiser).__name__}")
-        stack = denoiser.get_submodule(found)
-        if not isinstance(stack, nn.ModuleList):
-            raise ValueError(f"seg_guidance_config: fqn {found!r} is {type(stack).__name__}, expected a ModuleList")
-        return stack
+        names = config._query_proj_identifiers or ["to_q"]
+        projections = (getattr(module, n, None) for module in self_attention(denoiser, config) for n in names)
+        self._handles = [p.register_forward_hook(blur) for p in projections if isinstance(p, nn.Linear)]
 
     def remove(self) -> None:
         """Give the model its own queries back."""

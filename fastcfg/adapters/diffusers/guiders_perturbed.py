@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from ...rules import CFG, LTX2, Autoguidance, Perturbed, Rule
 from .guider_arguments import FusedOutput
 from .guider_core import FusedGuider
+from .guider_layers import own_configs, restore_layers, weaken_layers
 from .guider_smoothing import BlurredQueries
 
 __all__ = [
@@ -27,11 +27,6 @@ __all__ = [
     "FusedSkipLayerGuidance",
     "FusedSmoothedEnergyGuidance",
 ]
-
-
-def _own(configs: list[Any]) -> list[Any]:
-    """Copies of configs of layers (applying one writes to it), their numbers in lists, as applying them expects."""
-    return [replace(c, indices=[c.indices] if isinstance(c.indices, int) else list(c.indices)) for c in configs]
 
 
 class FusedAutoGuidance(FusedGuider, AutoGuidance, eager=True):
@@ -45,7 +40,7 @@ class FusedAutoGuidance(FusedGuider, AutoGuidance, eager=True):
     auto_guidance_config: list[Any]
 
     def _ready(self) -> None:
-        self.auto_guidance_config = _own(self.auto_guidance_config)
+        self.auto_guidance_config = own_configs(self.auto_guidance_config)
         super()._ready()
 
     def _rule(self) -> Rule:
@@ -102,13 +97,40 @@ class _WithPerturbed(FusedGuider, wrap=False):
             return {"scale": self._weak_scale}
         return {"scale": "guidance_scale", "perturbed_scale": self._weak_scale}
 
+    def _weaken(self, denoiser: torch.nn.Module) -> None:
+        raise NotImplementedError
+
+    def _restore(self, denoiser: torch.nn.Module) -> None:
+        raise NotImplementedError
+
+    def _in_weak_pass(self) -> bool:
+        passes = self._now().passes
+        return 0 < self._count_prepared <= len(passes) and passes[self._count_prepared - 1][0] == self._weak
+
+    def prepare_models(self, denoiser: torch.nn.Module) -> None:
+        """Count the pass, and weaken the model in the perturbed one."""
+        self._count_prepared += 1
+        if self._in_weak_pass():
+            self._weaken(denoiser)
+
+    def cleanup_models(self, denoiser: torch.nn.Module) -> None:
+        """Give the model its strength back."""
+        if self._in_weak_pass():
+            self._restore(denoiser)
+
 
 class _WithSkippedLayers(_WithPerturbed, wrap=False):
     skip_layer_config: list[Any]
 
     def _ready(self) -> None:
-        self.skip_layer_config = _own(self.skip_layer_config)
+        self.skip_layer_config = own_configs(self.skip_layer_config)
         super()._ready()
+
+    def _weaken(self, denoiser: torch.nn.Module) -> None:
+        weaken_layers(denoiser, self.skip_layer_config, type(self).__name__)
+
+    def _restore(self, denoiser: torch.nn.Module) -> None:
+        restore_layers(denoiser, self.skip_layer_config, type(self).__name__)
 
     def _is_cfg_enabled(self) -> bool:
         return self._cfg()
@@ -142,7 +164,8 @@ class FusedPerturbedAttentionGuidance(
 ):
     """diffusers' ``PerturbedAttentionGuidance`` by :class:`fastcfg.Perturbed`; as :class:`FusedSkipLayerGuidance`.
 
-    A single number of ``perturbed_guidance_layers`` works (diffusers: TypeError where it is applied).
+    A single number of ``perturbed_guidance_layers`` works (diffusers: TypeError where it is applied), and so does any
+    attention processor (diffusers: ValueError for those that it has not registered, Wan's among them).
     """
 
 
@@ -164,7 +187,7 @@ class FusedSmoothedEnergyGuidance(
     seg_guidance_config: list[Any]
 
     def _ready(self) -> None:
-        self.seg_guidance_config = _own(self.seg_guidance_config)
+        self.seg_guidance_config = own_configs(self.seg_guidance_config)
         super()._ready()
 
     def _is_cfg_enabled(self) -> bool:
@@ -173,18 +196,11 @@ class FusedSmoothedEnergyGuidance(
     def _is_seg_enabled(self) -> bool:
         return self._weakened()
 
-    def prepare_models(self, denoiser: torch.nn.Module) -> None:
-        """Count the pass, and blur the queries of the chosen layers in the smoothed one."""
-        self._count_prepared += 1
-        passes = self._now().passes
-        if self._count_prepared <= len(passes) and passes[self._count_prepared - 1][0] == self._weak:
-            self._blurred = [
-                BlurredQueries(denoiser, config, self.seg_blur_sigma, self.seg_blur_threshold_inf)
-                for config in self.seg_guidance_config
-            ]
+    def _weaken(self, denoiser: torch.nn.Module) -> None:
+        width, infinite = self.seg_blur_sigma, self.seg_blur_threshold_inf
+        self._blurred = [BlurredQueries(denoiser, config, width, infinite) for config in self.seg_guidance_config]
 
-    def cleanup_models(self, denoiser: torch.nn.Module) -> None:
-        """Take the blur away."""
+    def _restore(self, denoiser: torch.nn.Module) -> None:
         for blurred in self.__dict__.pop("_blurred", ()):
             blurred.remove()
 
