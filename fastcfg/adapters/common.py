@@ -11,12 +11,16 @@ from ..schedules import Schedule
 __all__ = ["step_at", "with_scale"]
 
 
-def with_scale(rule: Rule, scale: float | Schedule) -> Rule | None:
-    """The rule with its ``scale``, or that of the rule it modifies, replaced; None if there is none."""
-    if any(field.name == "scale" for field in dataclasses.fields(rule)):
-        return dataclasses.replace(rule, scale=scale)  # type: ignore[call-arg]
+def with_scale(rule: Rule, scale: float | Schedule, name: str = "scale") -> Rule | None:
+    """The rule with its ``scale``, or that of the rule it modifies, replaced; None if there is none.
+
+    Args:
+        name: of the parameter, such as ``image_scale``.
+    """
+    if any(field.name == name for field in dataclasses.fields(rule)):
+        return dataclasses.replace(rule, **{name: scale})
     inner = getattr(rule, "rule", None)
-    changed = with_scale(inner, scale) if isinstance(inner, Rule) else None
+    changed = with_scale(inner, scale, name) if isinstance(inner, Rule) else None
     return None if changed is None else dataclasses.replace(rule, rule=changed)  # type: ignore[call-arg]
 
 

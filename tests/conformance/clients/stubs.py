@@ -22,7 +22,7 @@ class _Anything(ModuleType):
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {"__module__": self.__name__})
+        return type(name, (), {"__module__": self.__name__, "__init__": lambda self, *args, **kwargs: None})
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
