@@ -18,15 +18,19 @@ _BY_SAMPLE = frozenset({
     "controlnet_single_block_samples", "crop_coords", "down_block_additional_residuals",
     "down_intrablock_additional_residuals", "effnet", "encoder_attention_mask", "encoder_attention_mask_1",
     "encoder_hidden_states", "encoder_hidden_states_1", "encoder_hidden_states_image",
-    "encoder_hidden_states_llama3", "encoder_hidden_states_mask", "encoder_hidden_states_t5",
-    "global_hidden_states", "guidance", "hidden_states", "image_meta_size", "mid_block_additional_residual",
-    "original_size", "pooled_embeds", "pooled_projections", "proj_embedding", "sample", "style", "t",
-    "target_size", "text_embedding_mask", "text_embedding_mask_t5", "timestep", "timestep_cond",
-    "timestep_ratio", "timesteps", "x",
+    "encoder_hidden_states_mask", "encoder_hidden_states_t5", "global_hidden_states", "guidance",
+    "hidden_states", "image_meta_size", "mid_block_additional_residual", "original_size", "pooled_embeds",
+    "pooled_projections", "proj_embedding", "sample", "style", "t", "target_size", "text_embedding_mask",
+    "text_embedding_mask_t5", "timestep", "timestep_cond", "timestep_ratio", "timesteps", "video_coords", "x",
 })
 # fmt: on
-"""Arguments of diffusers' denoisers whose dim 0 is the batch where it has the batch's size. Of any other (rotary
-tables, token numbers) it may have that size by accident."""
+"""Arguments of diffusers' denoisers whose dim 0 is the batch, or the batch times the frames."""
+
+_LISTS = frozenset({"cap_feats", "x"})
+"""Arguments that are lists of samples."""
+
+_SHARED = frozenset({"image_rotary_emb", "img_ids", "rotary_embedding", "txt_ids"})
+"""Arguments without a batch, whose dims may have its size by accident."""
 
 
 def _signature(denoiser: Any) -> inspect.Signature:
@@ -63,46 +67,42 @@ def blocks(named: Mapping[str, Any], keep: Sequence[int], count: int) -> dict[st
         keep: numbers of the blocks to keep, in their new order; count: how many there are.
 
     Raises:
-        ValueError: naming an argument that may or may not have the batch along dim 0.
+        ValueError: naming an argument that may or may not belong to the samples.
     """
     total = rows(named)
-    size = total // count
 
-    def of_list(value: list[Any]) -> list[Any]:
-        return [item for k in keep for item in value[k * size : (k + 1) * size]]
+    def part(value: Any) -> Any:
+        size = len(value) // count
+        kept = [value[k * size : (k + 1) * size] for k in keep]
+        if isinstance(value, list):
+            return [item for block in kept for item in block]
+        return kept[0] if len(kept) == 1 else torch.cat(kept)
 
-    def of_tensor(value: Tensor) -> Tensor:
-        parts = [value[k * size : (k + 1) * size] for k in keep]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def visit(name: str, value: Any, known: bool) -> Any:
+    def visit(name: str, value: Any, argument: str) -> Any:
         if isinstance(value, Tensor):
-            if not value.dim() or value.shape[0] != total:
+            if not value.dim() or value.shape[0] == 1 < total:
                 return value
-            if not known:
-                raise ValueError(f"{name}: is of the batch's size along dim 0, but maybe not by sample")
-            return of_tensor(value)
+            if argument in _BY_SAMPLE and value.shape[0] % total == 0:
+                return part(value)
+            if argument in _BY_SAMPLE or total in value.shape:
+                raise ValueError(f"{name}: which samples its {list(value.shape)} belong to is not certain")
+            return value
         if isinstance(value, Mapping):
-            return {key: visit(f"{name}[{key!r}]", item, known) for key, item in value.items()}
+            return {key: visit(f"{name}[{key!r}]", item, argument) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            if known and isinstance(value, list) and len(value) == total and _samples(value, total):
-                return of_list(value)
-            return type(value)(visit(f"{name}[{i}]", item, known) for i, item in enumerate(value))
+            if argument in _LISTS and isinstance(value, list) and len(value) == total:
+                return part(value)
+            return type(value)(visit(f"{name}[{i}]", item, argument) for i, item in enumerate(value))
         return value
 
-    return {name: visit(name, value, name in _BY_SAMPLE) for name, value in named.items()}
-
-
-def _samples(values: list[Any], total: int) -> bool:
-    """Whether a list holds samples (ragged or without a batch dimension) and not tensors of the batch."""
-    return all(isinstance(v, Tensor) and not (v.dim() > 1 and v.shape[0] == total) for v in values)
+    return {name: value if name in _SHARED else visit(name, value, name) for name, value in named.items()}
 
 
 def with_condition(denoiser: Any, named: Mapping[str, Any], condition: Mapping[str, Any], batch: int) -> dict[str, Any]:
     """A call's arguments with a condition's in their place; mappings are merged.
 
-    A tensor that stands for one of the batch's size is repeated to it, sample by sample, as the pipelines repeat a
-    prompt's embeddings for several images of it.
+    A tensor with fewer samples than the one it stands for is repeated, sample by sample, as the pipelines repeat a
+    prompt's embeddings for several images or frames of it.
 
     Raises:
         ValueError: naming an argument that the denoiser does not take.
@@ -118,8 +118,8 @@ def with_condition(denoiser: Any, named: Mapping[str, Any], condition: Mapping[s
             return {**old, **{key: merge(f"{name}[{key!r}]", old[key], value) for key, value in new.items()}}
         if isinstance(old, Tensor) and isinstance(new, Tensor):
             new = new.to(device=old.device, dtype=old.dtype if old.is_floating_point() else new.dtype)
-            if old.dim() and new.dim() and old.shape[0] == batch != new.shape[0] and batch % new.shape[0] == 0:
-                new = new.repeat_interleave(batch // new.shape[0], 0)
+            if old.dim() and new.dim() and old.shape[0] % batch == 0 and old.shape[0] % new.shape[0] == 0:
+                new = new.repeat_interleave(old.shape[0] // new.shape[0], 0)
         return new
 
     return {**named, **{name: merge(name, named.get(name), value) for name, value in condition.items()}}

@@ -9,15 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-pytest.importorskip("diffusers")
-
 from conformance.cases import BY_NAME, Case, exact
 from conformance.field_cases import BY_FIELD_NAME
 from conformance.oracles.rounding import ulp
 from conformance.tiny_pipelines import CASES, STEPS, TinyPipeline, made
 from conformance.tolerances import check_error
+from torch import Tensor
 
 from fastcfg import APG, CFG, TCFG, InstructPix2Pix, PerpNeg, Rule
 from fastcfg.adapters.diffusers import guided, own_rule, pipeline_guidance

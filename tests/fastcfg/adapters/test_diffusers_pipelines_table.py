@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("diffusers")
-
 from fastcfg.adapters.diffusers import coverage
 from fastcfg.adapters.diffusers.pipeline_table import NOT_COVERED, to_markdown
 
