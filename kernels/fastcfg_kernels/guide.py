@@ -236,7 +236,7 @@ def guide_checked(
     values: Sequence[Any],
     *,
     extras: Sequence[Tensor] = (),
-    scale: Tensor | None = None,
+    scale_map: Tensor | None = None,
     mask: Tensor | None = None,
     out: Tensor | None = None,
     targets: Sequence[Target] | None = None,
@@ -248,7 +248,7 @@ def guide_checked(
 
     Args:
         values: parameters in the order of ``program.params``, as :func:`check_param` returns them.
-        scale: factor of the deltas, for a scaled program: floating, of a shape that broadcasts to the predictions'.
+        scale_map: factor of the deltas, for a scaled program: floating, of a shape that broadcasts to the predictions'.
         mask: for a masked program, zero or False where the sums leave an element out; its shape likewise.
         targets: what to write, and where; default ``out``, and new tensors for the other results.
         merge: where the tensors are a part of the samples that the sums run over, on torch operations then: makes the
@@ -265,7 +265,7 @@ def guide_checked(
         _check((program.predictions[0], "out"), (first, out))
     acc = accumulator(first.dtype)
     inputs = [*predictions, *extras]
-    elementwise = _check_elementwise(program, first, scale, mask)
+    elementwise = _check_elementwise(program, first, scale_map, mask)
     if targets is None:
         targets = [(0, first.dtype if out is None else out), *((k, acc) for k in range(1, program.results))]
     for _, target in targets:
@@ -301,20 +301,20 @@ def guide_checked(
     return made
 
 
-def _check_elementwise(program: Program, first: Tensor, scale: Tensor | None, mask: Tensor | None) -> list[Tensor]:
+def _check_elementwise(program: Program, first: Tensor, scale_map: Tensor | None, mask: Tensor | None) -> list[Tensor]:
     """The program's elementwise inputs as views of the predictions' shape."""
     views = []
-    for name, given, wanted in (("scale", scale, program.scaled), ("mask", mask, program.masked)):
+    for name, given, wanted in (("scale_map", scale_map, program.scaled), ("mask", mask, program.masked)):
         if (given is not None) != wanted:
             raise ValueError(f"{name}: the program takes {'one' if wanted else 'none'}")
         if given is None:
             continue
-        if name == "scale" and not given.is_floating_point():
+        if name == "scale_map" and not given.is_floating_point():
             raise TypeError(f"{name}: expected a floating tensor, got {given.dtype}")
         if given.device != first.device:
             raise ValueError(f"{name}: expected a tensor on {first.device}, got one on {given.device}")
         try:
-            wide = given.to(accumulator(first.dtype)) if name == "scale" else given
+            wide = given.to(accumulator(first.dtype)) if name == "scale_map" else given
             views.append(wide.expand(first.shape))
         except RuntimeError:
             raise ValueError(
@@ -380,7 +380,7 @@ def _run(
         if path == "triton":
             triton_backend.guide_triton(program, sources, values, destinations, results, strategy=strategy)
         else:
-            sources += [view.reshape(sources[0].shape) for view in views]
+            sources += [view.reshape(sources[0].shape).contiguous() for view in views]
             run = {"cpp": guide_cpp, "inductor": guide_compiled, "torch": _run_torch}[path]
             run(program, sources, values, destinations, results)
     except Exception as error:
@@ -390,7 +390,7 @@ def _run(
         reason = f"{type(error).__name__}: {error}"
         warn_once(f"fastcfg: a guidance could not be built or run by {path}, the torch path is used ({reason})")
         if path == "triton":
-            sources += [view.reshape(sources[0].shape) for view in views]
+            sources += [view.reshape(sources[0].shape).contiguous() for view in views]
         _run_torch(program, sources, values, destinations, results)
     for row, destination, target in zip(rows[len(inputs) :], destinations, targets, strict=True):
         if destination.data_ptr() != target.data_ptr():
