@@ -8,6 +8,8 @@ import pytest
 import torch
 from fastcfg_export import Built, Engine, SidecarError, build_engine, export_onnx
 from fastcfg_export.onnx_export import draw_inputs
+from fastcfg_kernels.notices import warn_once
+from torch import Tensor
 
 import fastcfg
 from benchmarks.export_models import toy
@@ -58,10 +60,9 @@ def test_a_plan_that_still_serves_is_not_built_again(plan: Path) -> None:
     assert plan.stat().st_mtime_ns == before
 
 
-def test_the_same_bytes_twice_and_progress(plan: Path) -> None:
-    before, phases = plan.read_bytes(), []
+def test_a_build_says_why_and_how_far(plan: Path) -> None:
+    phases: list[str] = []
     built, lines = rebuild(plan, force=True, on_step=phases.append)
-    assert plan.read_bytes() == before
     assert built.reasons == ("asked to",) and lines[0] == "building toy.plan: asked to"
     assert "MiB in" in lines[1] and "peak memory" in lines[1]
     assert "Building engine" in phases
@@ -143,16 +144,15 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens
 
 @no_gpu
 def test_without_a_gpu_the_graph_runs_and_a_warning_says_why(folder: Path) -> None:
-    with pytest.warns(UserWarning, match=r"toy\.plan runs in ONNX Runtime \(there is no CUDA GPU\)"):
+    warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match=r"toy\.plan runs in ONNX Runtime \(there is no CUDA GPU\)"):
         engine = Engine(folder / "toy.plan")
     assert engine.runs_on == "onnxruntime"
     with pytest.raises(RuntimeError, match=r"runtime: toy\.plan cannot run here: there is no CUDA GPU"):
         Engine(folder / "toy.plan", runtime="plan")
 
 
-def conditions(
-    batch: int, rule: fastcfg.Rule, dtype: torch.dtype = torch.float16
-) -> dict[str, dict[str, torch.Tensor]]:
+def conditions(batch: int, rule: fastcfg.Rule, dtype: torch.dtype = torch.float16) -> dict[str, dict[str, Tensor]]:
     return {name: {"embedding": torch.randn(batch, 3, 4).to(dtype)} for name in rule.conditions}
 
 
@@ -194,7 +194,7 @@ def test_state_goes_through_the_engine(tmp_path: Path) -> None:
     states = [fastcfg.State(), fastcfg.State()]
     denoiser = fastcfg.GuidedDenoiser(toy().module, rule)
     torch.manual_seed(1)
-    for step in range(3):
+    for _ in range(3):
         x, given = torch.randn(2, 4, 8, 8), conditions(2, rule, torch.float32)
         got = engine(x, torch.full((2,), 9.0), conditions=given, state=states[0])
         expected = denoiser(x, torch.full((2,), 9.0), conditions=given, state=states[1])
@@ -214,7 +214,7 @@ def test_calls_are_checked(folder: Path) -> None:
 
     refused(r"x: expected \[B, \.\.\.\]", x=3.0)
     refused("sample: height: expected a multiple of 4, got 6", x=x[:, :, :6])
-    refused(r"sample: expected \[1, 4, .*\], got \[1, 3, 8, 8\]", x=x[:, :3])
+    refused(r"sample: expected \[batch, 4, .*\], got \[1, 3, 8, 8\]", x=x[:, :3])
     refused("uncond_embedding: expected", conditions={**given, "uncond": {"embedding": torch.zeros(2, 3, 4)}})
     refused(r"conditions: expected \['uncond', 'cond'\], got \['cond'\]", conditions={"cond": given["cond"]})
     refused("'cond': expected the arguments", conditions={**given, "cond": {"label": x}})
@@ -224,7 +224,7 @@ def test_calls_are_checked(folder: Path) -> None:
     inputs = {s.name: t for s, t in zip(engine.signature.inputs, draw_inputs(engine.signature, {}), strict=True)}
     with pytest.raises(ValueError, match=r"inputs: expected .*missing \['timestep'\]"):
         engine.run({k: v for k, v in inputs.items() if k != "timestep"})
-    with pytest.raises(TypeError, match="timestep: expected float32, got torch.int64"):
+    with pytest.raises(TypeError, match=r"timestep: expected float32, got torch\.int64"):
         engine.run({**inputs, "timestep": inputs["timestep"].long()})
     with pytest.raises(ValueError, match=r"path: expected NAME\.plan or NAME\.onnx"):
         Engine(folder / "toy.onnx.data")

@@ -1,0 +1,209 @@
+"""What the export gives, measured: ``python -m benchmarks.export`` writes ``benchmarks/results/export.{md,json}``.
+
+Every graph goes through ONNX's checker and is compared with eager torch in ONNX Runtime at several sizes and scales;
+TensorRT-RTX plans are built ahead of time for a GPU that need not be there. ``--sd15`` adds a U-Net of the size of
+Stable Diffusion 1.5 (860 million parameters, about 8 GB of memory), ``--only-sd15`` leaves the rest as it was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import platform
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastcfg_export import Engine, build_engine, export_onnx, verify
+from fastcfg_export.build import peak_memory
+from torch import nn
+
+import fastcfg
+from fastcfg import APG, CFG, TCFG, PerpNeg
+from fastcfg.demo.checkpoint import load_denoiser
+from fastcfg.files import write_atomically
+
+from .export_models import ARCHITECTURES, SD15
+
+__all__ = ["main"]
+
+RESULTS = Path(__file__).parent / "results"
+CAPABILITY = "8.9"
+RULES: dict[str, fastcfg.Rule] = {
+    "CFG": CFG(),
+    "CFG, rescale 0.7": CFG(rescale=0.7),
+    "PerpNeg": PerpNeg(),
+    "APG": APG(7.5, 0.5, 10.0),
+    "TCFG": TCFG(),
+}
+GUIDED = ("unet", "sdxl", "sd3", "flux", "wan")
+STUDENTS = ("lcm", "flux-guidance")
+
+
+def _model(name: str, dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    model = ARCHITECTURES[name]().eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if not parameter.any():
+            parameter.normal_(std=0.1)
+    return model.to(dtype)
+
+
+def _cases() -> Iterator[tuple[str, str, torch.dtype, bool]]:
+    """Model, rule, dtype, and whether to build a plan."""
+    for name in GUIDED:
+        for rule in RULES:
+            yield name, rule, torch.float32, rule == "CFG, rescale 0.7"
+        for dtype in (torch.float16, torch.bfloat16):
+            yield name, "CFG, rescale 0.7", dtype, True
+    for name in STUDENTS:
+        yield name, "student", torch.float32, True
+
+
+def _row(
+    name: str, rule: str, model: nn.Module, folder: Path, *, build: bool, cases: Any = None, exact: bool | None = None
+) -> dict[str, Any]:
+    with peak_memory() as peak:
+        exported = export_onnx(model, RULES.get(rule), folder / f"{name}.onnx")
+    row: dict[str, Any] = {
+        "model": name,
+        "rule": rule,
+        "dtype": str(exported.module.graph_model.float_dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "export_s": round(exported.seconds, 1),
+        "export_peak_gb": round(peak() / 2**30, 2),
+        "onnx_mb": round(exported.bytes / 2**20, 2),
+    }
+    parity = verify(exported.path, exported.module, cases=cases, exact=exact)
+    row |= {
+        "sizes": len(parity.rows),
+        "ok": parity.ok,
+        "difference": max(r.difference for r in parity.rows),
+        "control": max(r.control for r in parity.rows),
+        "rows": [dataclasses.asdict(r) for r in parity.rows],
+    }
+    path, module = exported.path, exported.module
+    del exported, model, module
+    gc.collect()
+    if build:
+        built = build_engine(path, capabilities=[CAPABILITY], force=True)
+        row |= {
+            "plan_s": built.sidecar.seconds,
+            "plan_mb": round(built.sidecar.plan_bytes / 2**20, 2),
+            "plan_peak_gb": round(built.sidecar.peak_bytes / 2**30, 2),
+        }
+    print(
+        f"{name:14} {rule:18} {row['dtype']:9} ok={row['ok']} {row['difference']:.1f}/{row['control']:.1f}", flush=True
+    )
+    return row
+
+
+def _demo(folder: Path) -> dict[str, Any]:
+    from fastcfg_export.demo_sampling import sample_demo
+
+    model, _ = load_denoiser()
+    row = _row("demo", "CFG, rescale 0.7", model, folder, build=True)
+    sampled = sample_demo(Engine(folder / "demo.onnx"), model, folder)
+    write_atomically(RESULTS / "export-demo.png", sampled.picture.read_bytes())
+    return row | {"sampling": {**vars(sampled), "picture": "export-demo.png"}}
+
+
+def _sd15(folder: Path) -> dict[str, Any]:
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
+    try:
+        model = UNet2DConditionModel(**SD15).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+    small = [({"batch": 1, "tokens": 77, "height": 16, "width": 24}, {"scale": 7.5})]
+    return _row("SD 1.5-sized", "CFG, rescale 0.7", model, folder, build=True, cases=small)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in ("torch", "onnx", "onnxscript", "onnxruntime", "tensorrt_rtx", "diffusers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def to_markdown(data: dict[str, Any]) -> str:
+    """The tables of a result."""
+    lines = [
+        "# Guidance inside exported graphs",
+        "",
+        "Written by `python -m benchmarks.export`. " + ", ".join(f"{k} {v}" for k, v in data["versions"].items()) + ".",
+        "",
+        "Every graph passed ONNX's checker. *Difference*: ONNX Runtime and eager torch, the largest over several sizes",
+        "(batch, tokens, height, width, frames) and scales (1, 7.5, 15), in units of the dtype (`eps * max|eager|`).",
+        "*Control*: eager torch and itself with the sample and the timestep one ulp up; for bfloat16, which ONNX",
+        "Runtime does not run on a CPU, the graph is widened to float32 and compared with a float32 twin of the same",
+        "weights, and the control is bfloat16 eager beside it. Plans: TensorRT-RTX for compute capability",
+        f"{CAPABILITY}, **built on a machine without a GPU and not run**. Seconds are of one run on a shared machine.",
+        "",
+        "| model | rule | dtype | difference | control | export s | ONNX MiB | plan s | plan MiB | build peak GiB |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in data["rows"]:
+        plan = [row.get(key) for key in ("plan_s", "plan_mb", "plan_peak_gb")]
+        cells = [row["model"], row["rule"], row["dtype"], f"{row['difference']:.3g}", f"{row['control']:.3g}"]
+        cells += [row["export_s"], row["onnx_mb"], *("" if value is None else value for value in plan)]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    for row in data["rows"]:
+        if "sampling" in row:
+            s = row["sampling"]
+            lines += [
+                "",
+                f"The demo, {s['images']} images of {s['steps']} DDIM steps on {s['threads']} thread(s), whole runs",
+                f"interleaved in one process, median: eager {s['eager_ms']} ms, {s['runs_on']} {s['graph_ms']} ms.",
+                f"Largest difference of a pixel in [-1, 1]: {s['difference']:.1e}; with the starting noise one ulp up,",
+                f"eager torch itself: {s['control']:.1e}.",
+                "",
+                "![The demo through its graph](export-demo.png)",
+            ]
+        if row["model"].startswith("SD"):
+            lines += [
+                "",
+                f"SD 1.5-sized U-Net, {row['parameters'] / 1e6:.0f} M parameters, float16, random weights: export",
+                f"{row['export_s']} s at a peak of {row['export_peak_gb']} GiB (the model itself included), plan "
+                f"{row['plan_s']} s, {row['plan_peak_gb']} GiB.",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sd15", action="store_true", help="also the SD 1.5-sized U-Net")
+    parser.add_argument("--only-sd15", action="store_true", help="only that, keeping the other rows")
+    options = parser.parse_args()
+    target = RESULTS / "export.json"
+    kept: list[dict[str, Any]] = json.loads(target.read_text())["rows"] if target.exists() else []
+    # What is not measured again stays.
+    large = [row for row in kept if row["model"] == "SD 1.5-sized" and not (options.sd15 or options.only_sd15)]
+    small = [row for row in kept if row["model"] != "SD 1.5-sized" and options.only_sd15]
+    new: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        if not options.only_sd15:
+            new.append(_demo(Path(folder)))
+            for name, rule, dtype, build in _cases():
+                new.append(_row(name, rule, _model(name, dtype), Path(folder), build=build))
+        if options.sd15 or options.only_sd15:
+            new.append(_sd15(Path(folder)))
+    data = {"versions": _versions(), "capability": CAPABILITY, "rows": [*small, *new, *large]}
+    write_atomically(target, json.dumps(data, indent=1) + "\n")
+    write_atomically(RESULTS / "export.md", to_markdown(data))
+
+
+if __name__ == "__main__":
+    main()
