@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import fastcfg_kernels as fk
 import torch
+from fastcfg_kernels.functional import Merge
 from torch import Tensor
 
 from .launch import check_names, domain_levels, launch, parameter_values, rule_inputs
@@ -56,6 +57,7 @@ def guide(
     prediction: Prediction | None = None,
     scale_map: Tensor | None = None,
     mask: Tensor | None = None,
+    shards: Merge | None = None,
     **predictions: Tensor,
 ) -> Tensor:
     """The guided prediction of a rule.
@@ -82,6 +84,8 @@ def guide(
             themselves are measured as they are.
         mask: zero or False where an element is left out of every sum (padding tokens, ``[B, T, 1]``); it is guided
             as all others.
+        shards: where each rank of ``torch.distributed`` holds a part of every sample, what makes the sums of whole
+            samples: a :class:`fastcfg.parallel.Shards`. On torch operations.
         predictions: tensors ``[B, ...]`` of one shape, dtype and device, by the names in ``rule.conditions``.
 
     Returns:
@@ -119,9 +123,9 @@ def guide(
         ):
             return torch.lerp(u, c, lerp.weight)
     if rule.prepares:
-        if scale_map is not None or mask is not None:
+        if scale_map is not None or mask is not None or shards is not None:
             raise ValueError(
-                f"scale_map, mask: {type(rule).__name__} makes tensors of the predictions; it takes neither"
+                f"scale_map, mask, shards: {type(rule).__name__} makes tensors of the predictions; it takes none"
             )
         return _prepared(rule, predictions, params or {}, out, backend, numerics, check)
     tensors, values = rule_inputs(rule, predictions, params, check)
@@ -133,7 +137,8 @@ def guide(
         raise ValueError(f"numerics: expected 'fp32' or 'eager', got {numerics!r}")
     lowered = rule.lowered
     levels = domain_levels(rule, prediction, x)
-    if not (levels or lowered.dims or lowered.extras or lowered.updates or scale_map is not None or mask is not None):
+    plain = scale_map is None and mask is None and shards is None
+    if plain and not (levels or lowered.dims or lowered.extras or lowered.updates):
         return fk.guide_checked(tensors, lowered.program, values, out=out, backend=backend)[0]
     mask = mask if lowered.program.reduces else None
     program = lowered.variant(affine=bool(levels), scaled=scale_map is not None, masked=mask is not None)
@@ -146,6 +151,7 @@ def guide(
         tail=[x] if levels and x is not None else [],
         scale_map=scale_map,
         mask=mask,
+        shards=shards,
         state=state,
         backend=backend,
     )[0]

@@ -7,6 +7,7 @@ from typing import Any
 
 import fastcfg_kernels as fk
 import torch
+from fastcfg_kernels.functional import Merge
 from fastcfg_kernels.tiles import accumulator
 from torch import Tensor
 
@@ -39,6 +40,7 @@ def guide_step(
     check: bool = False,
     scale_map: Tensor | None = None,
     mask: Tensor | None = None,
+    shards: Merge | None = None,
     **predictions: Tensor,
 ) -> Tensor:
     """The next latent: guidance by a rule and a solver's step, in one pass over predictions, x, history and noise.
@@ -46,7 +48,7 @@ def guide_step(
     Args:
         rule: its schedules are resolved by the step's place.
         step: of a :class:`fastcfg.Sampler`. Nothing is compiled anew from one step of a sampler to the next.
-        batch, order, params, check, scale_map, mask, backend: as for :func:`fastcfg.guide`.
+        batch, order, params, check, scale_map, mask, shards, backend: as for :func:`fastcfg.guide`.
         x: the latent ``[B, ...]``, in the predictions' dtype or float32 (float64 for float64).
         state: what the rule remembers, and the clean sample that a multistep solver reads (``"previous_x0"``, in
             float32): one for each request. The step reads and replaces them.
@@ -77,9 +79,9 @@ def guide_step(
         raise ValueError(f"noise: the step takes {'none' if step.noise is None else 'noise; give a tensor'}")
     if rule.prepares:
         tensors, values = _prepared(rule, predictions, params, check)
-        if scale_map is not None or mask is not None:
+        if scale_map is not None or mask is not None or shards is not None:
             raise ValueError(
-                f"scale_map, mask: {type(rule).__name__} makes tensors of the predictions; it takes neither"
+                f"scale_map, mask, shards: {type(rule).__name__} makes tensors of the predictions; it takes none"
             )
     else:
         tensors, values = rule_inputs(rule, predictions, params, check)
@@ -118,6 +120,7 @@ def guide_step(
         tail=tail,
         scale_map=scale_map,
         mask=mask,
+        shards=shards,
         state=state,
         backend=backend,
     )

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import fastcfg_kernels as fk
 import torch
+from fastcfg_kernels.functional import Merge
 from fastcfg_kernels.tiles import accumulator
 from torch import Tensor
 
@@ -86,6 +87,7 @@ def launch(
     tail: Sequence[Tensor] = (),
     scale_map: Tensor | None = None,
     mask: Tensor | None = None,
+    shards: Merge | None = None,
     state: State | None = None,
     backend: str | None = None,
 ) -> list[Tensor]:
@@ -95,6 +97,7 @@ def launch(
         out: tensor for the guided prediction; targets: in its place, for the results of a program that ends in a
             step. Those that the rule's state becomes are added here.
         tail: the program's inputs after the rule's own.
+        shards: where the tensors are parts of the samples; see :class:`fastcfg.parallel.Shards`.
 
     Returns:
         A tensor for each target.
@@ -114,9 +117,22 @@ def launch(
     every = [*targets, *((after + k, acc) for k in range(len(lowered.updates)))]
     if lowered.dims is None:
         results = fk.guide_checked(
-            tensors, program, values, extras=extras, scale=scale_map, mask=mask, out=out, targets=every, backend=backend
+            tensors,
+            program,
+            values,
+            extras=extras,
+            scale_map=scale_map,
+            mask=mask,
+            out=out,
+            targets=every,
+            merge=shards,
+            backend=backend,
         )
     else:
+        if shards is not None:
+            raise ValueError(
+                f"shards: the sums of {type(rule).__name__} run over dims={lowered.dims}, not over samples"
+            )
         groups = Groups(first.shape, lowered.dims)
 
         def rows(given: Tensor | None) -> Tensor | None:
@@ -127,7 +143,7 @@ def launch(
             program,
             [groups.values(v) for v in values],
             extras=[groups.rows(e) for e in extras],
-            scale=rows(scale_map),
+            scale_map=rows(scale_map),
             mask=rows(mask),
             targets=[(k, t.dtype if isinstance(t, Tensor) else t) for k, t in every],
             backend=backend,

@@ -85,4 +85,6 @@ def guide_rows(
     moments = sample_moments(program, inputs, values)
     if merge is not None and program.reduces:
         moments = merge(program, moments)
-    return combine(program, inputs, program.weigh(moments.sums(program), moments.count, values), values)
+    # A row that the mask leaves out whole counts as one element.
+    count = moments.count.clamp(min=1) if isinstance(moments.count, Tensor) else moments.count
+    return combine(program, inputs, program.weigh(moments.sums(program), count, values), values)

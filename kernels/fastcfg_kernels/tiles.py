@@ -100,9 +100,9 @@ def _tile_sums(
 
 
 def _valid_count(program: Program, inputs: Sequence[Tensor], acc: torch.dtype) -> Any:
-    """The number of elements that a row's sums run over, at least 1: ``[...]`` where a mask leaves some out."""
+    """The number of elements that a row's sums run over: ``[...]`` where a mask leaves some out."""
     if program.masked:
-        return (inputs[-1] != 0).sum(-1).clamp(min=1).to(acc)
+        return (inputs[-1] != 0).sum(-1).to(acc)
     return torch.sym_float(inputs[0].shape[-1])  # type: ignore[no-untyped-call]
 
 
@@ -115,7 +115,7 @@ class Moments(NamedTuple):
     """What a program needs of a row, or of a part of one.
 
     Attributes:
-        count: elements, at least 1: a number, or ``[...]`` where a mask leaves some out.
+        count: elements: a number, or ``[...]`` where a mask leaves some out, and perhaps all.
         means: of the program's centred vectors, ``[...]`` each, in the accumulator's dtype.
         pairs: sums of the program's pairs, ``[...]`` each; ``cov`` sums are centred at the means.
     """
@@ -160,7 +160,7 @@ def sample_moments(program: Program, inputs: Sequence[Tensor], params: Sequence[
         inside = inputs[-1] != 0
         size = inside[..., :cut].view(*inside.shape[:-1], -1, TILE).sum(-1).to(acc)
         rest = inside[..., cut:].sum(-1).to(acc) if rest else 0
-        count = number
+        count = number.clamp(min=1)
 
     grand: dict[int, Tensor] = {}
     spread: dict[int, tuple[Tensor, Tensor | None]] = {}
