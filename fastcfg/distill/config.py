@@ -33,8 +33,10 @@ class DistillConfig:
         draw: uniform in it, or in its logarithm.
         exact_one: share of the examples at exactly 1.
         sampler_steps: numbers of steps that trajectories have, one drawn for each round.
-        trajectories: of a round, on each device; all their states are held at once.
-        reuse: how often a round's states are used before the next round.
+        trajectories: of a round, on each device.
+        window: rounds whose states are held and drawn from at once; each new one replaces the oldest. With few
+            trajectories at a time the student follows each round and forgets the ones before.
+        reuse: how often a state is drawn on average while it is held.
         learning_rate: peak of the warm-up and cosine decay of AdamW.
         scale_rate: learning rate of the scale input over that of the other weights: it begins at zero, they do not.
         warmup: steps of linear warm-up.
@@ -59,8 +61,9 @@ class DistillConfig:
     draw: Draw = "uniform"
     exact_one: float = 0.1
     sampler_steps: tuple[int, ...] = (20,)
-    trajectories: int = 128
-    reuse: int = 1
+    trajectories: int = 64
+    window: int = 8
+    reuse: int = 2
     learning_rate: float = 5e-4
     scale_rate: float = 5.0
     warmup: int = 50
@@ -73,7 +76,7 @@ class DistillConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "trajectories", "reuse"):
+        for name in ("steps", "batch", "accumulate", "trajectories", "window", "reuse"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,12 @@ from torch import Tensor
 
 from ..state import State
 from .process import noisy
-from .task import Task, pick
+from .task import Task, by_row
 
-__all__ = ["Examples", "on_data", "trajectories", "walk"]
+__all__ = ["Batch", "Examples", "mixed", "on_data", "trajectories", "walk"]
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]
+"""``(x, target, t, scale, condition)`` of some examples."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class Examples:
         x, target: ``[N, ...]``.
         t, scale: ``[N]``.
         row: which row of ``condition`` each belongs to, int64 ``[N]``.
-        condition: the network's arguments, with dim 0 of ``rows``.
-        rows: how many rows that are.
+        condition: the network's arguments that have a row for each trajectory.
+        shared: its other arguments.
     """
 
     x: Tensor
@@ -34,22 +37,35 @@ class Examples:
     t: Tensor
     scale: Tensor
     row: Tensor
-    condition: dict[str, Any]
-    rows: int
+    condition: dict[str, Tensor]
+    shared: dict[str, Any]
 
     def __len__(self) -> int:
         return len(self.row)
 
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """``(x, target, t, scale, condition)`` of some examples, int64 ``[B]``."""
+    def batch(self, index: Tensor) -> Batch:
+        """The examples of some indices, int64 ``[B]``."""
         rows = self.row[index]
-        return (
-            self.x[index],
-            self.target[index],
-            self.t[index],
-            self.scale[index],
-            pick(self.condition, rows, self.rows),
-        )
+        condition = {name: value[rows] for name, value in self.condition.items()}
+        return self.x[index], self.target[index], self.t[index], self.scale[index], condition | self.shared
+
+
+def mixed(held: Sequence[Examples], size: int, generator: torch.Generator) -> Batch:
+    """A batch drawn from all that is held, each example as likely as any other."""
+    counts = torch.tensor([len(examples) for examples in held])
+    drawn = torch.randint(int(counts.sum()), (size,), generator=generator)
+    ends = counts.cumsum(0)
+    parts = []
+    for examples, end in zip(held, ends.tolist(), strict=True):
+        begin = end - len(examples)
+        index = drawn[(drawn >= begin) & (drawn < end)] - begin
+        if len(index):
+            parts.append(examples.batch(index.to(examples.row.device)))
+    x, target, t, scale = (torch.cat([part[field] for part in parts]) for field in range(4))  # type: ignore[misc]
+    condition = dict(held[0].shared)
+    for name in held[0].condition:
+        condition[name] = torch.cat([part[4][name] for part in parts])
+    return x, target, t, scale, condition
 
 
 @dataclass(frozen=True)
@@ -98,14 +114,15 @@ def trajectories(task: Task, count: int, scale: Tensor, num_steps: int, generato
     scale = scale.to(noise.device)
     steps = list(walk(task, conditions, noise, scale, num_steps))
     rows = torch.arange(count, device=noise.device)
+    condition, shared = by_row(conditions[task.condition], count)
     return Examples(
         x=torch.cat([step.x for step in steps]),
         target=torch.cat([step.target for step in steps]),
         t=torch.tensor([step.t for step in steps], device=noise.device).repeat_interleave(count),
         scale=scale.repeat(len(steps)),
         row=rows.repeat(len(steps)),
-        condition=dict(conditions[task.condition]),
-        rows=count,
+        condition=condition,
+        shared=shared,
     )
 
 
@@ -138,4 +155,4 @@ def on_data(task: Task, count: int, scale: Tensor, num_steps: int, generator: to
     x = noisy(task.scheduler, clean, noise, t)
     target = task.target(x, t, conditions, scale, step=step, num_steps=num_steps, times=times)
     rows = torch.arange(count, device=clean.device)
-    return Examples(x, target, t, scale, rows, dict(conditions[task.condition]), count)
+    return Examples(x, target, t, scale, rows, *by_row(conditions[task.condition], count))

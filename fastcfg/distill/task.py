@@ -19,15 +19,17 @@ from ..state import State
 from .families import Family, Network, family_of
 from .process import level_at, prediction_at
 
-__all__ = ["Task", "draw_scales", "fingerprint", "pick"]
+__all__ = ["Task", "by_row", "draw_scales", "fingerprint"]
 
 
-def pick(arguments: Mapping[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:
-    """The arguments of some rows of a batch; what has no dimension of the batch is shared by all."""
-    return {
-        name: value[rows] if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch else value
+def by_row(arguments: Mapping[str, Any], count: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A network's arguments in two: tensors with a row for each of ``count`` samples, and what all of them share."""
+    rows = {
+        name: value
         for name, value in arguments.items()
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] == count
     }
+    return rows, {name: value for name, value in arguments.items() if name not in rows}
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -16,7 +16,7 @@ from ..training import TrainingDiverged, ema_decay
 from .config import DistillConfig
 from .families import copy_network
 from .logs import Log
-from .rollout import Examples, on_data, trajectories
+from .rollout import Batch, Examples, mixed, on_data, trajectories
 from .student import Card, Student, attach, save_student
 from .task import Task, draw_scales, fingerprint
 
@@ -93,7 +93,7 @@ class Distiller:
         self.prepared.eval()
         self.steps_done = 0
         self.smooth_loss = math.nan
-        self._pool: tuple[int, Examples, Tensor] | None = None
+        self._rounds: dict[int, Examples] = {}
 
     def _scales(self, count: int, generator: torch.Generator) -> Tensor:
         config = self.config
@@ -101,7 +101,7 @@ class Distiller:
             count, config.low, config.high, generator, log=config.draw == "log", exact_one=config.exact_one
         )
 
-    def _examples(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def _examples(self, number: int) -> Batch:
         """The examples of a forward pass, counted from the start of the run."""
         config, task, rank = self.config, self.task, self.accelerator.process_index
         if config.data == "data":
@@ -109,22 +109,25 @@ class Distiller:
             scale = self._scales(config.batch, generator)
             found = on_data(task, config.batch, scale, config.sampler_steps[0], generator)
             return found.batch(torch.arange(config.batch, device=self.device))
-        # Batches of a round are the same number whatever length it drew, so that a round's number tells its first.
-        shortest = min(config.sampler_steps)
-        batches = max(1, config.trajectories * shortest * config.reuse // config.batch)
-        turn, place = divmod(number, batches)
-        if self._pool is None or self._pool[0] != turn:
-            self._pool = None  # Before the next one is made: two need not fit.
-            generator = generator_of(config.seed, "trajectories", turn, rank)
-            length = config.sampler_steps[int(torch.randint(len(config.sampler_steps), (1,), generator=generator))]
-            scale = self._scales(config.trajectories, generator)
-            pool = trajectories(task, config.trajectories, scale, length, generator)
-            times = -(-batches * config.batch // len(pool))
-            order = torch.cat([torch.randperm(len(pool), generator=generator) for _ in range(times)])
-            self._pool = (turn, pool, order)
-        _, pool, order = self._pool
-        index = order[place * config.batch : (place + 1) * config.batch].to(pool.row.device)
-        return pool.batch(index)
+        # Rounds of all lengths last for the same number of batches, so that a batch's number tells its round.
+        batches = max(1, config.trajectories * min(config.sampler_steps) * config.reuse // config.batch)
+        turn = number // batches
+        for old in [key for key in self._rounds if not turn <= key < turn + config.window]:
+            del self._rounds[old]
+        for key in range(turn, turn + config.window):
+            if key not in self._rounds:
+                self._rounds[key] = self._round(key)
+        generator = generator_of(config.seed, "batch", number, rank)
+        held = [self._rounds[key] for key in range(turn, turn + config.window)]
+        return mixed(held, config.batch, generator)
+
+    def _round(self, number: int) -> Examples:
+        config = self.config
+        generator = generator_of(config.seed, "trajectories", number, self.accelerator.process_index)
+        length = config.sampler_steps[int(torch.randint(len(config.sampler_steps), (1,), generator=generator))]
+        return trajectories(
+            self.task, config.trajectories, self._scales(config.trajectories, generator), length, generator
+        )
 
     def loss(self, number: int) -> Tensor:
         """The loss of a forward pass, counted from the start of the run."""

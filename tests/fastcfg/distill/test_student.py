@@ -13,7 +13,9 @@ from fastcfg.distill import DistillConfig, Distiller, LoraConfig, Student, Task,
 from fastcfg.distill.families import copy_network
 from fastcfg.files import load_tensors, save_tensors
 
-CONFIG = DistillConfig(steps=4, batch=4, trajectories=2, sampler_steps=(2,), warmup=0, lora=LoraConfig(rank=2))
+CONFIG = DistillConfig(
+    steps=4, batch=4, trajectories=2, sampler_steps=(2,), window=2, warmup=0, lora=LoraConfig(rank=2)
+)
 MODES = ("full", "lora", "embedding")
 Make = Callable[..., Task]
 

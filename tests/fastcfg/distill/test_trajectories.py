@@ -9,7 +9,7 @@ import torch
 from fastcfg import APG, CFG, GuidedDenoiser, InDomain, PerpNeg, Rule, State
 from fastcfg.distill import DistillConfig, Distiller, Task
 from fastcfg.distill.process import levels, noisy, prediction_at
-from fastcfg.distill.rollout import on_data, trajectories
+from fastcfg.distill.rollout import mixed, on_data, trajectories
 from fastcfg.schedules import Interval, Linear, SigmaInterval
 
 STEPS, COUNT = 4, 3
@@ -65,7 +65,7 @@ def test_examples_are_the_teachers_own_sampling(tiny_task: Make, rule: Rule, rul
     generator = torch.Generator().manual_seed(5)
     found = trajectories(task, COUNT, SCALES, STEPS, generator)
     states, targets = by_hand(tiny_task(rule), rule_of)
-    assert len(found) == STEPS * COUNT and found.rows == COUNT
+    assert len(found) == STEPS * COUNT
     # The network's batch and the plan of the passes differ: roundings of float32, carried through four steps at scales
     # of up to 7. A control: the same sampling from noise that is one ulp larger.
     control = tiny_task(rule)
@@ -87,12 +87,34 @@ def test_batches_have_their_own_conditions(tiny_task: Make) -> None:
     assert torch.equal(condition["digit"], found.condition["digit"][index % COUNT])
 
 
-def test_every_state_of_a_round_is_used_once(tiny_task: Make) -> None:
-    distiller = Distiller(tiny_task(), DistillConfig(batch=6, trajectories=3, sampler_steps=(4,), steps=4))
-    seen = torch.cat([distiller._examples(number)[0] for number in (0, 1)])
-    assert len(torch.unique(seen.flatten(1), dim=0)) == 12
-    again = torch.cat([distiller._examples(number)[0] for number in (2, 3)])
-    assert not torch.equal(seen, again)
+def test_rounds_are_held_for_a_window_and_then_replaced(tiny_task: Make) -> None:
+    # A round has 3 * 4 states and lasts for 12 * 2 / 6 = 4 batches.
+    config = DistillConfig(batch=6, trajectories=3, sampler_steps=(4,), window=2, reuse=2, steps=8)
+    distiller = Distiller(tiny_task(), config)
+    for number, held in ((0, [0, 1]), (3, [0, 1]), (4, [1, 2]), (13, [3, 4])):
+        x, *_ = distiller._examples(number)
+        assert sorted(distiller._rounds) == held
+        states = torch.cat([distiller._rounds[key].x for key in held])
+        assert all((row == states).flatten(1).all(1).any() for row in x)
+    # What a batch is does not depend on the batches before it.
+    again = Distiller(tiny_task(), config)._examples(13)
+    assert all(torch.equal(one, other) for one, other in zip(distiller._examples(13)[:4], again[:4], strict=True))
+
+
+def test_mixed_batches_keep_what_belongs_together(flux_task: Task) -> None:
+    # As many rows as text tokens: an argument's kind is told where the row count is known.
+    rounds = [
+        trajectories(flux_task, count, torch.full((count,), 2.0 + count), 2, torch.Generator()) for count in (2, 3)
+    ]
+    x, target, t, scale, condition = mixed(rounds, 40, torch.Generator().manual_seed(0))
+    assert len(x) == len(target) == 40 and condition["txt_ids"].shape == (5, 3)
+    assert set(scale.tolist()) == {4.0, 5.0} and set(t.tolist()) == set(rounds[0].t.tolist())
+    again = flux_task.family.call(flux_task.network, x, t, **condition)
+    null = {**condition, **{name: 0 * condition[name] for name in ("encoder_hidden_states", "pooled_projections")}}
+    uncond = flux_task.family.call(flux_task.network, x, t, **null)
+    # In another batch the same passes differ by roundings of float32, which the scale of 5 multiplies.
+    expected = uncond + scale[:, None, None] * (again - uncond)
+    torch.testing.assert_close(target, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_data_is_noised_and_guided(tiny_task: Make) -> None:
