@@ -1,7 +1,8 @@
 """What is measured: rules with their peers, shapes, dtypes.
 
-Shapes are latents that people sample: SDXL at 512 px (and SD 1.5), Flux and SD3 at 1024 px, Wan 480p with 81 frames.
-Dropped: larger batches, which for fastcfg are the same work again, sample by sample.
+Shapes are latents that people sample: SD 1.5 (and SDXL at 512 px), SD3 and Flux at 1024 px, Wan 480p with 81 frames. A
+full run adds SDXL at 1024 px alone and as a batch of 8, Flux's and Qwen's packed tokens, Wan 720p, Hunyuan's 129 frames
+and pixels at 512 px.
 """
 
 from __future__ import annotations
@@ -14,17 +15,37 @@ from math import prod
 import torch
 from torch import Tensor
 
-from fastcfg import APG, CFG, CFGZeroStar, DualCFG, InstructPix2Pix, MultiCondition, PerpNeg, Perturbed, Rule
+from fastcfg import APG, CFG, TCFG, CFGZeroStar, DualCFG, InstructPix2Pix, MultiCondition, PerpNeg, Perturbed, Rule
 
 from . import peers
 from .peers import Contestant, Predictions
 
-__all__ = ["DTYPES", "REFERENCE", "RULES", "SHAPES", "Case", "Contest", "cases", "contestants", "draw", "exact"]
+__all__ = [
+    "DTYPES",
+    "MORE_SHAPES",
+    "REFERENCE",
+    "RULES",
+    "SHAPES",
+    "Case",
+    "Contest",
+    "cases",
+    "contestants",
+    "draw",
+    "exact",
+]
 
 REFERENCE = "fastcfg"
 """The contestant that ratios are taken to."""
 
 SHAPES: tuple[tuple[int, ...], ...] = ((1, 4, 64, 64), (1, 16, 128, 128), (1, 16, 21, 60, 104))
+MORE_SHAPES: tuple[tuple[int, ...], ...] = (
+    (1, 4, 128, 128),
+    (8, 4, 128, 128),
+    (1, 4096, 64),
+    (1, 16, 21, 90, 160),
+    (1, 16, 33, 90, 160),
+    (8, 3, 512, 512),
+)
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -88,6 +109,16 @@ RULES: tuple[Contest, ...] = (
             )
         },
     ),
+    Contest(
+        "TCFG",
+        TCFG(_SCALE),
+        partial(peers.tcfg, scale=_SCALE),
+        {
+            "diffusers TangentialClassifierFreeGuidance": peers.guider(
+                "TangentialClassifierFreeGuidance", _PAIR, guidance_scale=_SCALE
+            )
+        },
+    ),
     Contest("PerpNeg", PerpNeg(_SCALE, (1.5,)), partial(peers.perp_neg, scale=_SCALE, negative_scale=1.5)),
     Contest("DualCFG", DualCFG(_SCALE, 2.0), partial(peers.dual, scale=_SCALE, negative_scale=2.0)),
     Contest(
@@ -143,18 +174,22 @@ class Case:
     def rounds(self) -> int:
         """Rounds to run: more where a call is short and its time therefore noisier."""
         elements = prod(self.shape)
-        return 400 if elements < 2**16 else 150 if elements < 2**20 else 50
+        return 400 if elements < 2**16 else 150 if elements < 2**20 else 50 if elements < 2**22 else 15
 
     def __str__(self) -> str:
         return f"{self.contest.name}-{'x'.join(map(str, self.shape))}-{self.dtype_name}"
 
 
-def cases(device: str, *, quick: bool = False) -> Iterator[Case]:
-    """The cases of a device: float16 on CUDA only, where samplers use it; in quick mode three of the rules."""
+def cases(device: str, *, quick: bool = False, full: bool = False) -> Iterator[Case]:
+    """The cases of a device: float16 on CUDA only, where samplers use it.
+
+    Args:
+        quick: three of the rules; full: all shapes.
+    """
     for contest in RULES:
         if quick and contest.name not in QUICK:
             continue
-        for shape in SHAPES:
+        for shape in (*SHAPES, *MORE_SHAPES) if full else SHAPES:
             for name in DTYPES:
                 if name != "fp16" or device == "cuda":
                     yield Case(contest, shape, name)

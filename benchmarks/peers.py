@@ -85,6 +85,15 @@ def apg(uncond: Tensor, cond: Tensor, *, scale: float, eta: float, norm_threshol
     return uncond + scale * (d - along + eta * along)
 
 
+def tcfg(uncond: Tensor, cond: Tensor, *, scale: float) -> Tensor:
+    """``v + s (c - v)``, v being u's part along the first right singular vector of [c; u]; 2503.18137, alg. 1."""
+    rows = torch.stack([cond.flatten(1), uncond.flatten(1)], 1).float() if cond.dtype != torch.float64 else None
+    rows = torch.stack([cond.flatten(1), uncond.flatten(1)], 1) if rows is None else rows
+    axis = torch.linalg.svd(rows, full_matrices=False)[2][:, :1]
+    along = (rows[:, 1:] @ axis.mT @ axis)[:, 0].view_as(uncond).to(uncond.dtype)
+    return along + scale * (cond - along)
+
+
 def perturbed(uncond: Tensor, cond: Tensor, perturbed: Tensor, *, scale: float, perturbed_scale: float) -> Tensor:
     """``u + s (c - u) + s_p (c - p)``: CFG and a perturbed pass (PAG, skipped layers); 2403.17377."""
     return uncond + scale * (cond - uncond) + perturbed_scale * (cond - perturbed)

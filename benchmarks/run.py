@@ -73,6 +73,7 @@ def measure(
 @app.command()
 def main(
     quick: Annotated[bool, typer.Option(help="Three of the rules.")] = False,
+    full: Annotated[bool, typer.Option(help="All shapes, up to long videos.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     output: Annotated[Path, typer.Option(help="Folder for the JSON and Markdown.")] = RESULTS,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's.")] = None,
@@ -89,7 +90,7 @@ def main(
         raise typer.BadParameter("no CUDA device here", param_hint="--device")
     if threads:
         torch.set_num_threads(threads)
-    chosen = [c for c in cases(device, quick=quick and not rule) if not rule or c.contest.name in rule]
+    chosen = [c for c in cases(device, quick=quick and not rule, full=full) if not rule or c.contest.name in rule]
     timer: Timer = CudaTimer() if device == "cuda" else HostTimer()
     console = Console(width=None if Console().is_terminal else 160)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

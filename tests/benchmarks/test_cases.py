@@ -20,6 +20,7 @@ ORACLES = {
     "CFG + rescale 0.7": lambda p: rescale.rescale_std(guided=cf.cfg(**p, scale=7.5), cond=p["cond"], phi=0.7),
     "CFG-Zero*": lambda p: projection.cfg_zero_star(**p, scale=7.5),
     "APG": lambda p: projection.apg(**p, scale=7.5, eta=0.5, norm_threshold=15.0)[0],
+    "TCFG": lambda p: projection.tcfg(**p, scale=7.5),
     "PerpNeg": lambda p: cf.perp_neg(**p, scale=7.5, negative_scale=1.5),
     "DualCFG": lambda p: cf.dual(**p, scale=7.5, negative_scale=2.0),
     "MultiCondition(3)": lambda p: cf.multi_condition(

@@ -93,7 +93,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
 
     monkeypatch.setattr(run, "contestants", quick)
     chosen = [Case(RULES[1], (1, 4, 8, 8), "fp32")]
-    monkeypatch.setattr(run, "cases", lambda device, quick: iter(chosen))
+    monkeypatch.setattr(run, "cases", lambda device, quick, full: iter(chosen))
     return chosen
 
 
