@@ -14,18 +14,19 @@ _RESIDUAL = 0.05
 a result of other tensors has a part of order 1."""
 
 
-def combination_error(result: Tensor, passes: Mapping[str, Tensor], by_row: bool) -> str | None:
+def combination_error(result: Tensor, passes: Mapping[str, Tensor], factors: int = 1) -> str | None:
     """Why ``result`` is no combination of the passes that leads towards ``cond``, or None if it is one.
 
-    The weights are those of least squares in float64, per sample or per row of the last dimension. Passes in the
+    The weights are those of least squares in float64, per sample, frame or row. Passes in the
     wrong order show as a negative weight of ``cond``, passes of another shape or kind as a residual.
 
     Args:
         result: ``[B, ...]``, what the pipeline handed on.
         passes: predictions ``[B, ...]`` by name.
-        by_row: a factor for each row of the last dimension is part of the combination.
+        factors: leading dimensions over which the weights may vary, counted from the end where negative.
     """
-    y = result.double().flatten(0, -2) if by_row else result.double().flatten(1)  # [R, N]
+    last = factors - 1 if factors > 0 else factors - 1 + result.dim()
+    y = result.double().flatten(0, last).flatten(1)  # [R, N]
     if not bool(y.isfinite().all()):
         return None
     p = torch.stack([t.double().reshape(y.shape) for t in passes.values()], 1)  # [R, k, N]

@@ -47,7 +47,8 @@ class PipelineForm:
             denoiser returns one by one; ``"ltx_frames"``, LTX's tokens as video without its given frame 0, which a
             rule's sums leave out, too (the pipeline's own rescale does not).
         tail: a dimension of which the scheduler gets the end.
-        by_row: the pipeline's combination has a factor for each row of the last dimension.
+        factors: leading dimensions over which the pipeline's own factors vary: 1, a sample's; 2, a frame's; -1, all but
+            the last, a row's.
     """
 
     passes: tuple[str, ...] = ("uncond", "cond")
@@ -60,7 +61,7 @@ class PipelineForm:
     sign: int = 1
     part: Part = "head"
     tail: int | None = None
-    by_row: bool = False
+    factors: int = 1
 
     def __post_init__(self) -> None:
         if not self.passes or len(set(self.passes)) != len(self.passes):

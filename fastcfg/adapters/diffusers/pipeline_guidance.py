@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...frames import guide_frames
 from ...guidance import guide
 from ...planner import PassPlan, plan
 from ...rules import Linear, Rule
 from ...state import State
 from .pipeline_check import combination_error
 from .pipeline_forms import PipelineForm
-from .pipeline_inputs import bind, blocks, rows, with_condition
+from .pipeline_inputs import bind, blocks, certain_blocks, with_condition
 from .pipeline_noise import SchedulerLevels, run_length, scheduler_sigmas
 from .pipeline_parts import finished, named_blocks, output_tensor, part_of, with_output
 from .pipeline_stand_ins import StandIn
@@ -132,7 +133,7 @@ class PipelineGuidance:
             f"give conditions={{{name!r}: {{...}}}} with the denoiser's arguments for it"
         )
 
-    # --- The denoiser's side: take note of the passes, and leave out those that the step does not need. --------------
+    # The denoiser's side: take note of the passes, and leave out those that the step does not need.
 
     def _denoise(self, component: str, denoiser: Any, *args: Any, **kwargs: Any) -> Any:
         if not self._active:  # Somebody kept the stand-in beyond the block.
@@ -146,9 +147,10 @@ class PipelineGuidance:
         needed = {self._source(self._rule, name) for name in self._plan.passes}
         names: tuple[str, ...] | None
         if self.form.batched and not self._calls:
-            kept = self._kept_blocks(denoiser, needed, args, kwargs)
-            if kept is not None:
-                return self._denoise_blocks(denoiser, *kept)
+            keep = self._kept_blocks(needed)
+            inputs = certain_blocks(denoiser, args, kwargs, keep, len(self.form.passes))
+            if inputs is not None:
+                return self._denoise_blocks(denoiser, keep, inputs)
             names = None if len(self.form.passes) > 1 else self.form.passes
         else:
             names = (self._next_pass(),)
@@ -163,8 +165,9 @@ class PipelineGuidance:
         rule, where = self._rule, dict[str, Any]()
         if rule.scheduled:
             where = {"step": self.step, "num_steps": self.num_steps, "sigma": self._levels().sigma()}
-        steps = plan(rule, None, **where, fixed=bool(self._options["params"]))
-        if self._options["numerics"] == "eager" and isinstance(steps.rule, Linear) and not steps.unguided:
+        options = self._options
+        steps = plan(rule, None, **where, fixed=bool(options["params"]) or "scales" in options)
+        if options.get("numerics") == "eager" and isinstance(steps.rule, Linear) and not steps.unguided:
             return plan(rule, None, **where, fixed=True)  # Linear has no eager numerics.
         return steps
 
@@ -179,21 +182,14 @@ class PipelineGuidance:
             )
         return order[index]
 
-    def _kept_blocks(
-        self, denoiser: Any, needed: set[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[list[int], dict[str, Any]] | None:
-        """The blocks of the batch that the step needs and their inputs, or None where the batch has to be run whole."""
-        names = self.form.passes
+    def _kept_blocks(self, needed: set[str]) -> list[int]:
+        """Numbers of the blocks of the batch that the step needs; all of them where the batch can't be taken apart."""
+        names, whole = self.form.passes, list(range(len(self.form.passes)))
+        if self.form.also or not getattr(self._pipe, "do_classifier_free_guidance", True):
+            return whole
         if needed.isdisjoint(names) or not needed.isdisjoint(self._conditions):
             needed = needed | {"cond"}  # Other conditions take its inputs.
-        keep = [i for i, name in enumerate(names) if name in needed]
-        if self.form.also or len(keep) == len(names):
-            return None
-        try:
-            named = bind(denoiser, args, kwargs)
-            return None if rows(named) % len(names) else (keep, blocks(named, keep, len(names)))
-        except ValueError:  # It is not certain which inputs belong to which pass.
-            return None
+        return [i for i in whole if names[i] in needed]
 
     def _denoise_blocks(self, denoiser: Any, keep: list[int], inputs: dict[str, Any]) -> Any:
         self._left_out = True
@@ -205,7 +201,7 @@ class PipelineGuidance:
         # The pipeline gets the batch that it expects; what it makes of it is not used.
         return with_output(result, torch.cat([parts.get(i, parts[keep[0]]) for i in range(len(names))]))
 
-    # --- The scheduler's side: guide, and hand on. -------------------------------------------------------------------
+    # The scheduler's side: guide, and hand on.
 
     def _set_timesteps(self, *args: Any, **kwargs: Any) -> Any:
         if self._active:
@@ -250,16 +246,18 @@ class PipelineGuidance:
         return finished(self.form, self._combined(results, sample, timestep), made, raw)
 
     def _combined(self, results: Mapping[str, Tensor], sample: Tensor, timestep: Any) -> Tensor:
-        steps = self._plan
+        steps, options = self._plan, self._options
         if steps.unguided:
             return results[steps.passes[0]]
+        predictions: dict[str, Any] = dict(steps.predictions(results))
+        if "scales" in options:
+            return guide_frames(steps.rule, **options, **predictions)
         space: dict[str, Any] = {}
         if steps.rule.lowered.domain is not None:
             levels = self._levels()
             x = levels.model_sample(sample, timestep).to(results[steps.passes[0]].dtype)
             space = {"x": x, "prediction": levels.prediction()}
-        predictions: dict[str, Any] = dict(steps.predictions(results))
-        return guide(steps.rule, state=self.state, **self._options, **space, **predictions)
+        return guide(steps.rule, state=self.state, **options, **space, **predictions)
 
     def _extra_pass(self, name: str, raw: Mapping[str, Tensor]) -> Tensor:
         """The denoiser under a condition of the caller's, with the conditional pass's inputs for all else."""
@@ -286,7 +284,7 @@ class PipelineGuidance:
                 raise ValueError(self._missing("uncond", {"cond": made}))
         elif self.form.part == "variance":
             shown = made[:, : next(iter(ours.values())).shape[1]]
-        error = combination_error(shown, ours, self.form.by_row)
+        error = combination_error(shown, ours, self.form.factors)
         if error is not None:
             raise RuntimeError(
                 f"pipe: {self._name} does not combine its passes as its form says ({self.form.how}): {error}. "
@@ -298,5 +296,6 @@ class PipelineGuidance:
         rule = type(self._rule).__name__
         return (
             f"pipe: {self._name} ran {', '.join(ours)} at step {self.step}, and {rule} takes {name!r} too: call it "
-            f"with its own guidance on ({self.form.switch} above 1; only the rule's scale counts) or give conditions="
+            f"with its own guidance on ({self.form.switch} above 1; only the rule's scale counts), "
+            f"or give conditions={{{name!r}: {{...}}}}"
         )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["bind", "blocks", "rows", "with_condition"]
+__all__ = ["bind", "blocks", "certain_blocks", "rows", "with_condition"]
 
 # fmt: off
 _BY_SAMPLE = frozenset({
@@ -96,6 +96,19 @@ def blocks(named: Mapping[str, Any], keep: Sequence[int], count: int) -> dict[st
         return value
 
     return {name: value if name in _SHARED else visit(name, value, name) for name, value in named.items()}
+
+
+def certain_blocks(
+    denoiser: Any, args: Sequence[Any], kwargs: Mapping[str, Any], keep: Sequence[int], count: int
+) -> dict[str, Any] | None:
+    """:func:`blocks` of a call, or None if all are kept or it is not certain what belongs to them."""
+    if len(keep) == count:
+        return None
+    try:
+        named = bind(denoiser, args, kwargs)
+        return None if rows(named) % count else blocks(named, keep, count)
+    except (TypeError, ValueError):
+        return None
 
 
 def with_condition(denoiser: Any, named: Mapping[str, Any], condition: Mapping[str, Any], batch: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _PRIOR = PipelineForm(denoisers=("prior",))
 _IN_TURN = PipelineForm(("cond", "uncond"), batched=False)
 _TRUE_CFG = replace(_IN_TURN, switch="true_cfg_scale")
 _TWO_STAGES = replace(_IN_TURN, denoisers=("transformer", "transformer_2"))
-_QWEN = replace(_TRUE_CFG, own="NormCap(CFG(scale), mode='full', over='token')", by_row=True)
+_QWEN = replace(_TRUE_CFG, own="NormCap(CFG(scale), mode='full', over='token')", factors=-1)
 _Z_IMAGE = PipelineForm(("cond", "uncond"), own="NormCap(CFG(scale, base='cond'), cap)", sign=-1, part="list")
 _SINGLE = PipelineForm(("cond",))
 
@@ -40,7 +40,7 @@ _GROUPS: Iterable[tuple[PipelineForm, str]] = (
         StableDiffusionXLControlNetUnionImg2ImgPipeline StableDiffusionXLControlNetUnionPipeline
         StableUnCLIPImg2ImgPipeline StableUnCLIPPipeline""",
     ),
-    (replace(_UNET, switch="max_guidance_scale"), "StableVideoDiffusionPipeline"),
+    (replace(_UNET, switch="max_guidance_scale", factors=2), "StableVideoDiffusionPipeline"),
     (
         _RESCALED,
         """AnimateDiffSDXLPipeline StableDiffusionPipeline StableDiffusionXLAdapterPipeline
@@ -114,7 +114,7 @@ _GROUPS: Iterable[tuple[PipelineForm, str]] = (
     (replace(_IN_TURN, tail=1), "Kandinsky5I2VPipeline"),
     (replace(_IN_TURN, own="CFG(scale, base='cond')"), "Krea2Pipeline"),
     (
-        replace(_IN_TURN, own="NormCap(CFG(scale), mode='clamp', over='token', eps=1e-8)", by_row=True),
+        replace(_IN_TURN, own="NormCap(CFG(scale), mode='clamp', over='token', eps=1e-8)", factors=-1),
         "LongCatImagePipeline",
     ),
     (replace(_QWEN, switch="guidance_scale", sign=-1), "Lumina2Pipeline NucleusMoEImagePipeline"),

@@ -10,9 +10,11 @@ the bits are the rule's whatever the pipeline computes. Neither component is tou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
+
+from torch import Tensor
 
 from ...combination import check_choice
 from ...rules import Rule
@@ -33,6 +35,8 @@ def guided(
     params: Mapping[str, Any] | None = None,
     numerics: Literal["fp32", "eager"] = "fp32",
     backend: str | None = None,
+    frame_scales: Tensor | Sequence[float] | None = None,
+    frame_dim: int = 2,
     check: bool = True,
     form: PipelineForm | None = None,
 ) -> Iterator[PipelineGuidance]:
@@ -50,6 +54,8 @@ def guided(
         conditions: for predictions that the pipeline does not run (``negative`` beside ``uncond``, say), the
             denoiser's arguments that differ from the conditional pass's, by prediction. Each is a call of its own.
         params, numerics, backend: as for :func:`fastcfg.guide`; ``"eager"`` gives the pipeline's own bits for CFG.
+        frame_scales, frame_dim: a scale for each frame of a video and the frames' dimension, as for
+            :func:`fastcfg.guide_frames` (1 for Stable Video Diffusion, whose own guidance is of this kind).
         check: at a run's first step, check that what the pipeline made of its passes is the combination that its form
             says. It waits for the device once.
         form: how the pipeline runs its passes, for one that :func:`coverage` does not list.
@@ -74,7 +80,13 @@ def guided(
     for value in rules.values():
         if not isinstance(value, Rule):
             raise TypeError(f"rule: expected a fastcfg rule, got {type(value).__name__}")
-    options = {"params": params, "numerics": numerics, "backend": backend}
+    options: dict[str, Any] = {"params": params, "backend": backend}
+    if frame_scales is None:
+        options["numerics"] = numerics
+    elif numerics == "eager":
+        raise ValueError("numerics: frame_scales has 'fp32' only, got 'eager'")
+    else:
+        options |= {"scales": frame_scales, "frame_dim": frame_dim}
     guidance = PipelineGuidance(pipe, rules, form, conditions or {}, options, check)
     with guidance.installed():
         yield guidance

@@ -98,7 +98,7 @@ def test_form_is_what_the_source_says(name: str) -> None:
     assert ends == (2 if form.part == "ltx_frames" else form.tail)
     assert ("variance_pred" in text or "predicted_variance" in text) == (form.part == "variance")
     assert ("guidance_rescale" in arguments) == (form.own == "CFG(scale, rescale)") or name in OTHER_RESCALE
-    assert ("torch.norm(" in text) == form.by_row
+    assert ("torch.norm(" in text) == (form.factors == -1)
 
     if form.part == "list":  # Slices of a list of samples.
         assert text.index("pos_out = model_out_list[:actual_batch_size]") < text.index(
