@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .peers import Call
 
-__all__ = ["CudaTimer", "HostTimer", "Summary", "Timer", "WrongResult", "check", "race", "summarise"]
+__all__ = ["CudaTimer", "HostTimer", "Summary", "Timer", "WrongResult", "check", "race", "summarise", "take_turns"]
 
 LIMITS = {torch.bfloat16: 6.0, torch.float16: 6.0, torch.float32: 1000.0, torch.float64: 1000.0}
 """Largest error of a contestant, in roundings of its output's dtype.
@@ -163,7 +163,18 @@ def race(
             errors[name] = check(call(), exact, dtype)
         except Exception as error:  # Whatever goes wrong in a peer is its result, not the end of the run.
             refused[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    racing = list(errors)
+    return take_turns({name: calls[name] for name in errors}, timer, rounds=rounds, warmup=warmup), errors, refused
+
+
+def take_turns(
+    calls: Mapping[str, Call], timer: Timer, *, rounds: int, warmup: int = 3
+) -> dict[str, dict[str, list[float]]]:
+    """Time contestants in turns, unchecked: by metric and contestant the time in each round.
+
+    Args:
+        rounds: rounds in which each runs once; warmup: rounds before them that are not counted.
+    """
+    racing = list(calls)
     times: dict[str, dict[str, list[float]]] = {}
     order = random.Random(0)
     collecting = gc.isenabled()
@@ -172,11 +183,11 @@ def race(
         for turn in range(warmup + rounds if racing else 0):
             order.shuffle(racing)
             readings = {name: timer.measure(calls[name]) for name in racing}
-            for name in errors:
+            for name in calls:
                 for metric, value in readings[name]().items():
                     if turn >= warmup:
                         times.setdefault(metric, {}).setdefault(name, []).append(value)
     finally:
         if collecting:
             gc.enable()
-    return times, errors, refused
+    return times

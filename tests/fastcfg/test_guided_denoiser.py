@@ -121,22 +121,3 @@ def test_construction_and_model_errors() -> None:
         GuidedDenoiser(lambda x, t, text: "noise", CFG())(X, 0.5, conditions=given)
     with pytest.raises(ValueError, match="model: expected 6 predictions for 2 passes of 3, got 3"):
         GuidedDenoiser(lambda x, t, text: x[:3], CFG())(X, 0.5, conditions=given)
-
-
-@pytest.mark.parametrize("rule", [CFG(5.0, rescale=0.7), PerpNeg(5.0)], ids=repr)
-def test_a_real_unet(rule: fastcfg.Rule) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=8, attention_head_dim=4,
-    ).eval()  # fmt: skip
-    x, t = torch.randn(2, 4, 8, 8), torch.tensor(500)
-    given = {name: {"encoder_hidden_states": text(i, 2)} for i, name in enumerate(rule.conditions)}
-    with torch.no_grad():
-        batched = GuidedDenoiser(unet, rule)(x, t, conditions=given)
-        sequential = GuidedDenoiser(unet, rule, mode="sequential")(x, t, conditions=given)
-    assert batched.shape == x.shape and not torch.equal(batched, x)
-    # Another batch is another order of sums in the network's own layers, which guidance at scale 5 magnifies.
-    torch.testing.assert_close(batched, sequential, rtol=1e-4, atol=1e-4)
