@@ -1,4 +1,4 @@
-"""The command line: ``fastcfg demo | rules | info``. Commands import what they need when they run."""
+"""The command line, ``fastcfg``. Commands import what they need when they run."""
 
 from __future__ import annotations
 
@@ -87,6 +87,67 @@ def demo(
 
         run.command(output, train=train, resume=resume, train_steps=train_steps, steps=steps, seed=seed, device=device)
     except (ImportError, ValueError, OSError, RuntimeError) as error:
+        raise _fail(error) from None
+
+
+@app.command()
+def distill(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the student, its state and the report.")] = (
+        Path("outputs/distill")
+    ),
+    rule: Annotated[str, typer.Option(help="The teacher's rule: its JSON, or its name for the defaults.")] = "CFG",
+    task: Annotated[str, typer.Option(help="MODULE:FUNCTION that makes a Task of a rule; default: the demo's.")] = "",
+    mode: Annotated[str, typer.Option(help="What is trained: full, lora or embedding.")] = "full",
+    data: Annotated[str, typer.Option(help="What it is trained on: trajectories (the teacher's) or data.")] = (
+        "trajectories"
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
+    batch: Annotated[int, typer.Option(min=1, help="Examples of a forward pass, on each device.")] = 64,
+    accumulate: Annotated[int, typer.Option(min=1, help="Forward passes of an optimiser step.")] = 1,
+    low: Annotated[float, typer.Option(help="Smallest guidance scale.")] = 1.0,
+    high: Annotated[float, typer.Option(help="Largest guidance scale.")] = 10.0,
+    draw: Annotated[str, typer.Option(help="Scales are drawn uniform, or log.")] = "uniform",
+    form: Annotated[str, typer.Option(help="Scale input: lcm (timestep_cond) or flux (guidance).")] = "lcm",
+    serving: Annotated[str, typer.Option(help="dtype that the student will be served in.")] = "float32",
+    rank: Annotated[int, typer.Option(min=1, help="Of the adapter, with --mode lora.")] = 16,
+    sampler_steps: Annotated[list[int] | None, typer.Option(help="Steps of the trajectories, 20; repeat.")] = None,
+    trajectories: Annotated[int, typer.Option(min=1, help="Trajectories of a round.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    precision: Annotated[str, typer.Option(help="Autocast: no, bf16 or fp16.")] = "no",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on from the state in the folder.")] = True,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 100,
+    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events too.")] = False,
+    samples: Annotated[int, typer.Option(min=0, help="Samples for the demo's quality tables; 0: no measuring.")] = 500,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
+) -> None:
+    """Distil a guided teacher into a student that takes the scale and needs one pass, and measure it."""
+    try:
+        from .distill.command import Options, command, device_of
+        from .distill.config import DistillConfig
+        from .distill.embedding import Convention
+        from .distill.lora import LoraConfig
+
+        config = DistillConfig(
+            steps=steps,
+            batch=batch,
+            accumulate=accumulate,
+            mode=mode,  # type: ignore[arg-type]
+            data=data,  # type: ignore[arg-type]
+            low=low,
+            high=high,
+            draw=draw,  # type: ignore[arg-type]
+            sampler_steps=tuple(sampler_steps or (20,)),
+            trajectories=trajectories,
+            learning_rate=learning_rate,
+            precision=precision,  # type: ignore[arg-type]
+            seed=seed,
+            convention=Convention(form, serving=serving),  # type: ignore[arg-type]
+            lora=LoraConfig(rank),
+        )
+        options = Options(output, rule, task, resume, save_every, tensorboard, samples, device_of(device))
+        command(config, options)
+    except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         raise _fail(error) from None
 
 

@@ -35,7 +35,7 @@ def draw(
         (left / width, 1 - (top + cell * len(rows)) / height, cell * len(columns) / width, cell * len(rows) / height)
     )
     grid.imshow(
-        _mosaic([row.images for row in rows]).numpy(),
+        mosaic([row.images for row in rows]).numpy(),
         interpolation="nearest",
         aspect="auto",
         extent=(0, len(columns), len(rows), 0),
@@ -68,7 +68,7 @@ def draw(
     return buffer.getvalue()
 
 
-def _mosaic(rows: Sequence[Tensor], border: int = 1) -> Tensor:
+def mosaic(rows: Sequence[Tensor], border: int = 1) -> Tensor:
     """One RGB image ``[H, W, 3]`` in [0, 1] of rows of images ``[N, 3, h, w]`` in [-1, 1], with white lines between."""
     lines = []
     for images in rows:

@@ -64,7 +64,7 @@ class DistillConfig:
     trajectories: int = 64
     window: int = 8
     reuse: int = 2
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     scale_rate: float = 5.0
     warmup: int = 50
     weight_decay: float = 0.0

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from ..conditions import Conditions
 from .rollout import walk
 from .student import Student
-from .task import Task
+from .task import Task, arguments_of
 from .train import generator_of
 
 __all__ = ["Gap", "StepTime", "draw_start", "gap", "gaps", "step_time", "student_sample", "teacher_sample"]
@@ -108,7 +107,7 @@ def gap(task: Task, student: Student, scale: float, *, count: int = 64, num_step
         count: trajectories; num_steps: steps of each; seed: of their noise and conditions.
     """
     noise, conditions = draw_start(task, count, seed)
-    own: dict[str, Any] = dict(conditions[task.condition])
+    own = arguments_of(conditions[task.condition])
 
     def unguided(x: Tensor, t: Tensor) -> Tensor:
         return task.family.call(task.network, x, t, **own)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..state import State
 from .process import noisy
-from .task import Task, by_row
+from .task import Task, arguments_of, by_row
 
 __all__ = ["Batch", "Examples", "mixed", "on_data", "trajectories", "walk"]
 
@@ -114,7 +114,7 @@ def trajectories(task: Task, count: int, scale: Tensor, num_steps: int, generato
     scale = scale.to(noise.device)
     steps = list(walk(task, conditions, noise, scale, num_steps))
     rows = torch.arange(count, device=noise.device)
-    condition, shared = by_row(conditions[task.condition], count)
+    condition, shared = by_row(arguments_of(conditions[task.condition]), count)
     return Examples(
         x=torch.cat([step.x for step in steps]),
         target=torch.cat([step.target for step in steps]),
@@ -155,4 +155,4 @@ def on_data(task: Task, count: int, scale: Tensor, num_steps: int, generator: to
     x = noisy(task.scheduler, clean, noise, t)
     target = task.target(x, t, conditions, scale, step=step, num_steps=num_steps, times=times)
     rows = torch.arange(count, device=clean.device)
-    return Examples(x, target, t, scale, rows, *by_row(conditions[task.condition], count))
+    return Examples(x, target, t, scale, rows, *by_row(arguments_of(conditions[task.condition]), count))

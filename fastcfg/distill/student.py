@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ..combination import check_choice, number
+from ..conditions import Conditions
 from ..files import load_tensors, save_tensors
 from ..rules import Rule
 from ..version import __version__
 from .embedding import Convention
 from .families import Family, family_named, family_of
 from .lora import Lora, LoraConfig, copy_into
-from .task import fingerprint
+from .task import arguments_of, fingerprint
 
 __all__ = ["Card", "ScaledNetwork", "Student", "load_student", "save_student"]
 
@@ -161,7 +162,7 @@ class Student:
         x: Tensor,
         t: Tensor | float,
         *,
-        conditions: Mapping[str, Mapping[str, Any]] | None = None,
+        conditions: Conditions | None = None,
         scale: float | Tensor | None = None,
         params: Mapping[str, Any] | None = None,
         step: int | None = None,
@@ -195,7 +196,7 @@ class Student:
                 raise ValueError(f"conditions: give them or arguments of their own, not both (got {sorted(condition)})")
             if self.card.condition not in conditions:
                 raise ValueError(f"conditions: expected one called {self.card.condition!r}, got {sorted(conditions)}")
-            condition = dict(conditions[self.card.condition])
+            condition = arguments_of(conditions[self.card.condition])
         if params:
             if unknown := sorted(set(params) - {"scale"}):
                 raise ValueError(f"params: a student takes 'scale' alone, got {unknown}")

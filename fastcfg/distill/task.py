@@ -12,14 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conditions import Conditions
+from ..conditions import Condition, Conditions
 from ..denoiser import GuidedDenoiser
 from ..schedules import Schedule
 from ..state import State
 from .families import Family, Network, family_of
 from .process import level_at, prediction_at
 
-__all__ = ["Task", "by_row", "draw_scales", "fingerprint"]
+__all__ = ["Task", "arguments_of", "by_row", "draw_scales", "fingerprint"]
+
+
+def arguments_of(condition: Mapping[str, Any] | Condition) -> dict[str, Any]:
+    """The network's keyword arguments of a condition."""
+    return dict(condition.kwargs if isinstance(condition, Condition) else condition)
 
 
 def by_row(arguments: Mapping[str, Any], count: int) -> tuple[dict[str, Tensor], dict[str, Any]]:

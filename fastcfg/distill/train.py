@@ -78,7 +78,7 @@ class Distiller:
         resolved = config.convention.resolved(config.low, config.high).to(layer.weight)
         with torch.no_grad():
             layer.weight.mul_(resolved)
-        layer.weight.register_hook(lambda gradient: gradient * resolved)
+        layer.weight.register_hook(lambda gradient: gradient * resolved)  # type: ignore[no-untyped-call]
         self.trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
         self.average = {name: value.detach().clone() for name, value in self.trained.items()}
         scale = [value for name, value in self.trained.items() if name.startswith(prefix)]
