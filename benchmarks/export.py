@@ -2,7 +2,7 @@
 
 Every graph goes through ONNX's checker and is compared with eager torch in ONNX Runtime at several sizes and scales;
 TensorRT-RTX plans are built ahead of time for a GPU that need not be there. ``--sd15`` adds a U-Net of the size of
-Stable Diffusion 1.5 (860 million parameters, about 8 GB of memory), ``--only-sd15`` leaves the rest as it was measured.
+Stable Diffusion 1.5 (860 million parameters, about 8 GB of memory); ``--resume`` goes on with a run that was stopped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import gc
 import json
 import platform
 import tempfile
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -54,15 +53,17 @@ def _model(name: str, dtype: torch.dtype) -> nn.Module:
     return model.to(dtype)
 
 
-def _cases() -> Iterator[tuple[str, str, torch.dtype, bool]]:
-    """Model, rule, dtype, and whether to build a plan."""
-    for name in GUIDED:
-        for rule in RULES:
-            yield name, rule, torch.float32, rule == "CFG, rescale 0.7"
-        for dtype in (torch.float16, torch.bfloat16):
-            yield name, "CFG, rescale 0.7", dtype, True
-    for name in STUDENTS:
-        yield name, "student", torch.float32, True
+def _cases() -> list[tuple[str, str, torch.dtype, bool]]:
+    """Model, rule, dtype, and whether to build a plan; what matters most first, since a run may be stopped."""
+    rescale, full = "CFG, rescale 0.7", torch.float32
+    cases = [(name, rescale, full, True) for name in GUIDED]
+    cases += [(name, rescale, torch.bfloat16, True) for name in GUIDED]
+    cases += [(name, "student", full, True) for name in STUDENTS]
+    cases += [("unet", rule, full, False) for rule in RULES if rule != rescale]
+    cases.append(("unet", rescale, torch.float16, True))
+    others = [(rule, name) for rule in ("PerpNeg", "APG", "TCFG", "CFG") for name in GUIDED[1:]]
+    cases += [(name, rule, full, False) for rule, name in others]
+    return cases + [(name, rescale, torch.float16, True) for name in GUIDED[1:]]
 
 
 def _row(
@@ -181,28 +182,34 @@ def to_markdown(data: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _key(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["model"], row["rule"], row["dtype"]
+
+
 def main() -> None:
-    """Measure, and write the results."""
+    """Measure, and write the results after each row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sd15", action="store_true", help="also the SD 1.5-sized U-Net")
-    parser.add_argument("--only-sd15", action="store_true", help="only that, keeping the other rows")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are there, and measure the others")
     options = parser.parse_args()
     target = RESULTS / "export.json"
-    kept: list[dict[str, Any]] = json.loads(target.read_text())["rows"] if target.exists() else []
-    # What is not measured again stays.
-    large = [row for row in kept if row["model"] == "SD 1.5-sized" and not (options.sd15 or options.only_sd15)]
-    small = [row for row in kept if row["model"] != "SD 1.5-sized" and options.only_sd15]
-    new: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = json.loads(target.read_text())["rows"] if options.resume and target.exists() else []
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        data = {"versions": _versions(), "capability": CAPABILITY, "rows": rows}
+        write_atomically(target, json.dumps(data, indent=1) + "\n")
+        write_atomically(RESULTS / "export.md", to_markdown(data))
+
     with tempfile.TemporaryDirectory() as folder:
-        if not options.only_sd15:
-            new.append(_demo(Path(folder)))
-            for name, rule, dtype, build in _cases():
-                new.append(_row(name, rule, _model(name, dtype), Path(folder), build=build))
-        if options.sd15 or options.only_sd15:
-            new.append(_sd15(Path(folder)))
-    data = {"versions": _versions(), "capability": CAPABILITY, "rows": [*small, *new, *large]}
-    write_atomically(target, json.dumps(data, indent=1) + "\n")
-    write_atomically(RESULTS / "export.md", to_markdown(data))
+        there = {_key(row) for row in rows}
+        if not any(model == "demo" for model, _, _ in there):
+            add(_demo(Path(folder)))
+        for name, rule, dtype, build in _cases():
+            if (name, rule, str(dtype).removeprefix("torch.")) not in there:
+                add(_row(name, rule, _model(name, dtype), Path(folder), build=build))
+        if options.sd15 and not any(model.startswith("SD") for model, _, _ in there):
+            add(_sd15(Path(folder)))
 
 
 if __name__ == "__main__":

@@ -148,6 +148,8 @@ def write_repository(
 
 def _place(source: Path, target: Path) -> None:
     """A file under another name: linked where it can be, copied where not."""
+    if target.exists() and target.samefile(source):
+        return  # Renaming one link of a file over another leaves both.
     temporary = target.with_name(f".{target.name}.new")
     temporary.unlink(missing_ok=True)
     try:
