@@ -291,7 +291,9 @@ def run(patched: Any, noise: Tensor, jitter: float = 0.0, sampler: str = "dpmpp_
             )
         sigmas = k.samplers.calculate_sigmas(patched.model_patcher.get_model_object("model_sampling"), "normal", 4)
         solver = k.samplers.sampler_object(sampler)
-        return patched.sample(noise.clone(), torch.zeros_like(noise), solver, sigmas, disable_pbar=True, seed=0)  # type: ignore[no-any-return]
+        with torch.inference_mode():
+            result = patched.sample(noise.clone(), torch.zeros_like(noise), solver, sigmas, disable_pbar=True, seed=0)
+        return result  # type: ignore[no-any-return]
     if jitter:
         patched = patched.clone()
         patched.set_model_sampler_post_cfg_function(shake)

@@ -125,9 +125,9 @@ def conditioning(seed: int) -> list[Any]:
 def sample(model: Any, noise: Tensor, cfg: float, *, steps: int = 4, sampler: str = "euler", **options: Any) -> Tensor:
     """ComfyUI's ``KSampler`` from pure noise, under the conditionings 1 and 2."""
     comfy = load()
-    latent = torch.zeros_like(noise)
-    result = comfy.sample.sample(
-        model, noise, steps, cfg, sampler, "normal", conditioning(1), conditioning(2), latent,
-        disable_pbar=True, seed=0, **options,
-    )  # fmt: skip
+    with torch.inference_mode():  # As ComfyUI executes nodes.
+        result = comfy.sample.sample(
+            model, noise, steps, cfg, sampler, "normal", conditioning(1), conditioning(2), torch.zeros_like(noise),
+            disable_pbar=True, seed=0, **options,
+        )  # fmt: skip
     return result  # type: ignore[no-any-return]
