@@ -1,7 +1,8 @@
 """``python -m benchmarks.parallel``: a guided step with its passes over several processes of this machine.
 
 Starts ``torchrun`` with 1 to ``--ranks`` processes, each with the same threads, and writes
-``results/parallel-<device>.*``. Processes share the machine: with fewer cores than ranks times threads, more ranks can't be faster.
+``results/parallel-<device>.*``. Processes share the machine: more ranks can't be faster than there are cores for their
+threads.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ def main(
         [
             f"# Passes over processes, {env.hardware}, {os.cpu_count()} cores, 1 thread each",
             "",
-            f"The demo's denoiser, {batch} images, commit {env.commit}. Serial: the same passes one after another in one "
-            "process, while the others wait, in the same rounds. The bits were equal in every case.",
+            f"The demo's denoiser, {batch} images, commit {env.commit}. Serial: the same passes one after another in "
+            "one process, while the others wait, in the same rounds. The bits were equal in every case.",
             "",
             "| rule | ranks | ms a step | serial ms | serial ÷ parallel |",
             "|---|---:|---:|---:|---:|",
