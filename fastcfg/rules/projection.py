@@ -24,6 +24,11 @@ def _by_base(base: str, uncond: Callable[..., Any], cond: Callable[..., Any]) ->
     return uncond if base == "uncond" else cond
 
 
+def _onto(base: str) -> str | None:
+    """The prediction in the place of ``uncond`` that a formula adds its change to."""
+    return None if base == "uncond" else base
+
+
 def _check_dims(dims: Any) -> Dims:
     if dims is None:
         return None
@@ -41,13 +46,6 @@ def apg(dot_d_d: Any, dot_cond_d: Any, dot_cond_cond: Any, scale: Any, eta: Any,
     limit = where(norm_threshold > 0.0, minimum(1.0, norm_threshold / sqrt(dot_d_d)), 1.0)
     along = (1.0 - eta) * where(dot_cond_cond > 0.0, dot_cond_d / dot_cond_cond, 0.0)
     return 1.0 - scale * limit * along, scale * limit * (1.0 - along)
-
-
-def apg_from_cond(dot_d_d: Any, dot_cond_d: Any, dot_cond_cond: Any, scale: Any, eta: Any, norm_threshold: Any) -> Any:
-    """As :func:`apg`, added to c instead of u."""
-    limit = where(norm_threshold > 0.0, minimum(1.0, norm_threshold / sqrt(dot_d_d)), 1.0)
-    along = (1.0 - eta) * where(dot_cond_cond > 0.0, dot_cond_d / dot_cond_cond, 0.0)
-    return 1.0 - scale * limit * along, 1.0 + scale * limit * (1.0 - along)
 
 
 def apg_momentum(
@@ -69,27 +67,6 @@ def apg_momentum(
     along = (1.0 - eta) * where(dot_cond_cond > 0.0, dot_cond_sum / dot_cond_cond, 0.0)
     step = scale * limit
     return 1.0 - step * along, step * (1.0 - along), step * momentum, 0.0, 1.0, momentum
-
-
-def apg_momentum_from_cond(
-    dot_d_d: Any,
-    dot_d_average: Any,
-    dot_average_average: Any,
-    dot_cond_d: Any,
-    dot_cond_average: Any,
-    dot_cond_cond: Any,
-    scale: Any,
-    eta: Any,
-    norm_threshold: Any,
-    momentum: Any,
-) -> Any:
-    """As :func:`apg_momentum`, added to c instead of u."""
-    square = dot_d_d + 2.0 * momentum * dot_d_average + momentum * momentum * dot_average_average
-    limit = where(norm_threshold > 0.0, minimum(1.0, norm_threshold / sqrt(maximum(square, 0.0))), 1.0)
-    dot_cond_sum = dot_cond_d + momentum * dot_cond_average
-    along = (1.0 - eta) * where(dot_cond_cond > 0.0, dot_cond_sum / dot_cond_cond, 0.0)
-    step = scale * limit
-    return 1.0 - step * along, 1.0 + step * (1.0 - along), step * momentum, 0.0, 1.0, momentum
 
 
 @dataclass(frozen=True)
@@ -134,21 +111,15 @@ class APG(Rule):
     def lower(self) -> Lowered:
         params = {"scale": self.scale, "eta": self.eta, "norm_threshold": self.norm_threshold}
         if self.momentum == 0.0:
-            formula = _by_base(self.base, apg, apg_from_cond)
-            return Lowered(self.conditions, (fk.Stage(formula),), params, dims=self.dims)
-        formula = _by_base(self.base, apg_momentum, apg_momentum_from_cond)
+            return Lowered(self.conditions, (fk.Stage(apg, onto=_onto(self.base)),), params, dims=self.dims)
         params["momentum"] = self.momentum
-        return Lowered(self.conditions, (fk.Stage(formula),), params, ("average",), ("average",), self.dims)
+        stage = fk.Stage(apg_momentum, onto=_onto(self.base))
+        return Lowered(self.conditions, (stage,), params, ("average",), ("average",), self.dims)
 
 
 def cfg_with_momentum(scale: Any, momentum: Any) -> Any:
     """CFG; the second output is ``D = d + m A``."""
     return 1.0, scale, 0.0, 0.0, 1.0, momentum
-
-
-def cfg_with_momentum_from_cond(scale: Any, momentum: Any) -> Any:
-    """CFG on the conditional base; the second output is ``D = d + m A``."""
-    return 1.0, 1.0 + scale, 0.0, 0.0, 1.0, momentum
 
 
 @dataclass(frozen=True)
@@ -194,11 +165,10 @@ class APGMix(Rule):
 
     def lower(self) -> Lowered:
         if self.phase == "apg":
-            formula = _by_base(self.base, apg_momentum, apg_momentum_from_cond)
-            stage = fk.Stage(formula, rename=(("scale", "apg_scale"),))
+            stage = fk.Stage(apg_momentum, rename=(("scale", "apg_scale"),), onto=_onto(self.base))
             params = {"apg_scale": self.apg_scale, "eta": self.eta, "norm_threshold": self.norm_threshold}
         else:
-            stage = fk.Stage(_by_base(self.base, cfg_with_momentum, cfg_with_momentum_from_cond))
+            stage = fk.Stage(cfg_with_momentum, onto=_onto(self.base))
             params = {"scale": self.scale}
         params["momentum"] = self.momentum
         return Lowered(self.conditions, (stage,), params, ("average",), ("average",))

@@ -52,6 +52,8 @@ class Stage:
         vectors: pairs ``(name, prediction)`` for sums of a vector that the formula calls by a name of its own.
         width: for weights, how many of the predictions they are for (default all); the others weigh nothing, and
             serve modifiers.
+        onto: for weights, a prediction whose delta is added to the first output: what the formula adds to the base,
+            it adds to this one.
         reads: for a step, names of the inputs that it weighs beside y.
         rows: for a step, its outputs. The formula returns ``1 + len(reads)`` weights for each, y's first.
     """
@@ -61,6 +63,7 @@ class Stage:
     rename: tuple[tuple[str, str], ...] = ()
     vectors: tuple[tuple[str, str], ...] = ()
     width: int | None = None
+    onto: str | None = None
     reads: tuple[str, ...] = ()
     rows: int = 0
 
@@ -255,6 +258,9 @@ class _Writer:
             self.lines.append(f"{', '.join(names)}{',' * (len(names) == 1)} = {call}")
             idle = [i for i in range(self.vectors.size) if i not in self.weighed]
             self.lines.extend(f"{self.weight(output, i)} = 0.0" for output in range(self.outputs) for i in idle)
+            if stage.onto is not None:
+                weight = self.weight(0, self.vectors.number[f"d_{stage.onto}"])
+                self.lines.append(f"{weight} = 1.0 + {weight}")
         elif stage.kind == "factor":
             self.lines.append(f"factor{index} = {call}")
             self.lines.extend(f"w{i} = w{i} * factor{index}" for i in range(self.vectors.size))
@@ -329,6 +335,8 @@ def compile_program(
     width = stages[0].width or len(predictions)
     if not 1 <= width <= len(predictions):
         raise ValueError(f"stages: width: expected 1 ... {len(predictions)}, got {width}")
+    if stages[0].onto not in (None, *predictions[1:width]):
+        raise ValueError(f"stages: onto: expected one of {predictions[1:width]}, got {stages[0].onto!r}")
     writer = _Writer(predictions, extras, width, outputs)
     for index, stage in enumerate(stages):
         writer.stage(index, stage)

@@ -105,6 +105,7 @@ def test_names_with_underscores() -> None:
 
 
 _WEIGHTS = Stage(lambda: (1.0, 0.0))
+_STEP = Stage(lambda: (1.0, 0.0), "step", reads=("x",), rows=1)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,10 @@ _WEIGHTS = Stage(lambda: (1.0, 0.0))
         (("u", "c"), (_WEIGHTS, _WEIGHTS), "stages: the first"),
         (("u", "c"), (_WEIGHTS, Stage(lambda: (0.0, 1.0), "clamp"), Stage(lambda: 1.0, "factor")), "outermost"),
         (("u", "c"), (Stage(lambda: (1.0, 0.0), width=3),), r"width: expected 1 \.\.\. 2, got 3"),
+        (("u", "c"), (Stage(lambda: (1.0, 0.0), onto="u"),), r"onto: expected one of \('c',\), got 'u'"),
+        (("u", "c"), (_STEP, _WEIGHTS), "stages: the first"),
+        (("u", "c"), (_WEIGHTS, _STEP, Stage(lambda: 1.0, "factor")), "stages: a step comes last"),
+        (("u", "c"), (_WEIGHTS, Stage(lambda: 1.0, "step", reads=("x",))), "stages: a step has at least one row"),
     ],
 )
 def test_stages_out_of_order(names: tuple[str, ...], stages: tuple[Stage, ...], message: str) -> None:
@@ -162,3 +167,30 @@ def test_one_prediction(backend: str) -> None:
     program = compile_program(("cond",), (Stage(normalised),))
     got = fk.guide([C], program, backend=backend)
     torch.testing.assert_close(got, C * (5000 / _dot(C, C)).sqrt()[:, None], rtol=1e-11, atol=0)
+
+
+def test_onto_adds_to_another_prediction_than_the_base() -> None:
+    def change(scale: Any) -> Any:
+        return 1.0, scale, 0.0
+
+    program = compile_program(NAMES, (Stage(change, onto="cond"),))
+    torch.testing.assert_close(guide_rows(program, P, (3.0,))[0], C + 3.0 * (C - U))
+
+
+def test_a_step_makes_rows_of_the_finished_result() -> None:
+    def step(a: Any, b: Any) -> Any:
+        return a, b, 0.0, 0.0, 2.0, 1.0
+
+    stages = (
+        Stage(lambda scale: (1.0, scale, 0.0)),
+        Stage(lambda: (-0.5, 0.5), "clamp"),
+        Stage(step, "step", reads=("x", "noise"), rows=2),
+    )
+    program = compile_program(NAMES, stages)
+    assert (program.extras, program.tail, program.width, program.results) == (("x", "noise"), 2, 3, 2)
+    x, noise = C * 0.5, N * 0.25
+    first, second = guide_rows(program, [*P, x, noise], (3.0, 0.25, 4.0))
+    torch.testing.assert_close(first, 0.25 * (U + 3.0 * (C - U)).clamp(-0.5, 0.5) + 4.0 * x)
+    torch.testing.assert_close(second, 2.0 * x + noise)
+    with pytest.raises(ValueError, match="stages: the step of an affine program reads x first"):
+        compile_program(NAMES, (*stages[:2], Stage(step, "step", reads=("noise", "x"), rows=2)), affine=True)
