@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 try:
-    import diffusers.guiders  # noqa: F401
+    from diffusers.guiders import LTX2Guidance, MagnitudeAwareGuidance  # noqa: F401  The newest ones.
 except ImportError as error:
     raise ImportError(
         f"fastcfg.adapters.diffusers needs diffusers >= 0.42 ({error}); pip install 'fastcfg[diffusers]'"

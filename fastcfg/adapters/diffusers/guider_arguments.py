@@ -30,6 +30,10 @@ class FusedOutput(GuiderOutput):  # type: ignore[misc]
     pred_cond: Tensor | None = None
     pred_uncond: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("pred", "pred_cond", "pred_uncond"):  # None too, as in diffusers.
+            self[name] = getattr(self, name)
+
 
 def as_scale(name: str, value: Any) -> Scale:
     """A guider's argument as a number, a schedule (a JSON object is read) or a floating tensor ``[]`` or ``[B]``.
@@ -65,6 +69,8 @@ def plain(value: Any) -> Any:
         return value.to_dict()
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
     return value.tolist() if isinstance(value, Tensor) else value
 
 

@@ -50,8 +50,8 @@ class FusedGuider(StepGuider):
 
     What differs from diffusers for all of them: scales for each sample work; a prediction without spread is left as it
     is by the rescale (diffusers: NaN); sums are accumulated in float32 and the result is rounded once; ``.pred`` can be
-    read under ``torch.compile``; after the last step of a run :attr:`num_conditions` is again what a whole run may
-    need, so that a pipeline with ``stop < 1`` runs a second time (diffusers: the negative prompt is not encoded); and
+    read under ``torch.compile``; when a pipeline's step is done :attr:`num_conditions` is what a whole run may need, so
+    that one with ``stop < 1`` runs a second time (diffusers: its negative prompt is not encoded); and
     memory is forgotten whenever a run begins, whichever step it begins at (diffusers: at step 0 alone, so that the
     second guider of a two-model pipeline has none).
 
@@ -84,7 +84,7 @@ class FusedGuider(StepGuider):
         check_choice("numerics", numerics, ("fp32", "eager"))
         self._numerics = numerics
         self._state = State()
-        self._finished = False
+        self._served = False
         self._call: Call | None = None
         self._calls: dict[tuple[Any, ...] | None, Call] = {}
         self._unique: dict[tuple[Any, ...], Call] = {}
@@ -167,6 +167,16 @@ class FusedGuider(StepGuider):
             self._calls[key] = call
         self._call = call
 
+    def _of_run(self) -> Call:
+        """The call where no step is known."""
+        if None not in self._calls:
+            step, self._step = self._step, None
+            try:
+                self._calls[None] = self._make()
+            finally:
+                self._step = step
+        return self._calls[None]
+
     def _now(self) -> Call:
         if self._call is None:
             self._refresh()
@@ -220,7 +230,7 @@ class FusedGuider(StepGuider):
         """Where the sampler is; a step that does not follow the last one begins a run, which forgets the memory."""
         begins = self._begins(step)
         super().set_state(step, num_inference_steps, timestep)
-        self._finished = False
+        self._served = False
         if begins:
             self._state.reset()
         self._refresh()
@@ -243,10 +253,9 @@ class FusedGuider(StepGuider):
 
     def __call__(self, data: Sequence[Any]) -> FusedOutput:
         """The guided prediction of a pipeline's batches, whose ``noise_pred`` are set."""
+        self._served = False
         result: FusedOutput = super().__call__(data)
-        at = self._at()
-        if at is not None and at[0] >= at[1] - 1:
-            self._finished, self._call = True, None
+        self._served = True
         return result
 
     def prepare_inputs(self, data: Mapping[str, Any]) -> list[Any]:
@@ -260,8 +269,8 @@ class FusedGuider(StepGuider):
 
     @property
     def num_conditions(self) -> int:
-        """Passes of the model at this step."""
-        return len(self._now().passes)
+        """Passes of the model at this step; between steps and runs, those that a run may need."""
+        return len(self._of_run().passes if self._served else self._now().passes)
 
     @property
     def is_conditional(self) -> bool:

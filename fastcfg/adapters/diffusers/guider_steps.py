@@ -26,23 +26,24 @@ class StepGuider(BaseGuidance):
     _step: int | None
     _num_inference_steps: int | None
     _count_prepared: int
-    _finished: bool
+    _served: bool
+    """Whether the step's guided prediction has been made by a pipeline."""
 
     @property
     def _base(self) -> Any:
         return "cond" if self.use_original_formulation else "uncond"
 
     def _at(self) -> tuple[int, int] | None:
-        """The step and the number of steps, or None before a run and after it.
-
-        A second-order scheduler has more model calls than steps: those beyond count as the last step.
-        """
-        if self._step is None or self._num_inference_steps is None or self._finished:
+        """The step and the number of steps, or None before a run."""
+        if self._step is None or self._num_inference_steps is None:
             return None
         return self._step, self._num_inference_steps
 
     def _last(self) -> tuple[int, int]:
-        """As :meth:`_at`, the first step where there is none, and never beyond the last."""
+        """As :meth:`_at`, the first step where there is none, and never beyond the last.
+
+        A second-order scheduler has more model calls than steps.
+        """
         step, count = self._at() or (0, 1)
         return min(step, count - 1), count
 
@@ -78,4 +79,5 @@ class StepGuider(BaseGuidance):
 
     def _begins(self, step: int) -> bool:
         """Whether a step begins a run: it does not follow the last one."""
-        return step == 0 or self._step is None or step < self._step or self._finished
+        at = self._at()
+        return step == 0 or at is None or step < at[0] or (self._served and at[0] >= at[1] - 1)
