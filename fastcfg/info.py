@@ -59,6 +59,28 @@ def backends() -> list[Availability]:
     return rows
 
 
+def exports() -> list[Availability]:
+    """What runs exported graphs and engines, and how far each has been executed."""
+    installed = {name: _version(name) is not None for name in ("onnxruntime", "tensorrt-rtx", "tensorrt")}
+    rows = [
+        Availability(
+            "graph, onnxruntime",
+            "cpu",
+            installed["onnxruntime"],
+            "executed and compared with eager torch" if installed["onnxruntime"] else "onnxruntime is not installed",
+        )
+    ]
+    known = {
+        "tensorrt-rtx": ("plan, tensorrt_rtx", "plans are built without a GPU; none has been run yet"),
+        "tensorrt": ("plan and plugin, tensorrt", "signatures and machine code are checked; neither has been run yet"),
+    }
+    for package, (name, executed) in known.items():
+        here = installed[package] and torch.cuda.is_available()
+        missing = f"{package} is not installed" if not installed[package] else "no CUDA device to run on"
+        rows.append(Availability(name, "cuda", here, executed if here else f"{missing}; {executed}"))
+    return rows
+
+
 def collect() -> dict[str, Any]:
     """Versions, devices and backends, as a JSON object."""
     return {
@@ -67,5 +89,5 @@ def collect() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "devices": _devices(),
-        "backends": [vars(row) for row in backends()],
+        "backends": [vars(row) for row in (*backends(), *exports())],
     }

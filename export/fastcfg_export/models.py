@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcfg.distill.student import ScaledNetwork, Student
+
 from .signature import BATCH, Axis, dtype_name
 
 __all__ = ["GraphModel", "Input", "adapt", "from_example"]
@@ -84,7 +86,7 @@ class GraphModel:
 
 
 def adapt(model: Any) -> GraphModel:
-    """A :class:`GraphModel` of a diffusers model, or the one that was given.
+    """A :class:`GraphModel` of a diffusers model or a distilled student, or the one that was given.
 
     Knows ``UNet2DConditionModel`` (SD 1.x, SD 2.x, SDXL, LCM students), ``SD3Transformer2DModel``,
     ``FluxTransformer2DModel`` and ``WanTransformer3DModel`` and their subclasses, and the demo's ``UNet``.
@@ -95,6 +97,8 @@ def adapt(model: Any) -> GraphModel:
     """
     if isinstance(model, GraphModel):
         return model
+    if isinstance(model, Student):
+        return _student(model)
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module or a GraphModel, got {type(model).__name__}")
     names = {cls.__name__ for cls in type(model).__mro__}
@@ -111,6 +115,15 @@ def adapt(model: Any) -> GraphModel:
         f"model: {type(model).__name__} is not a known architecture ({', '.join(diffusers_models.ADAPTERS)}); "
         "describe it with fastcfg_export.GraphModel or fastcfg_export.from_example"
     )
+
+
+def _student(student: Student) -> GraphModel:
+    """A distilled student: one pass, whose scale is embedded inside."""
+    graph = adapt(student.network)
+    if graph.scale is not None:
+        return graph
+    module = ScaledNetwork(student.network, student.family, student.card.convention)
+    return replace(graph, module=module, scale="scale")
 
 
 def from_example(

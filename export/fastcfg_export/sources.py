@@ -24,8 +24,9 @@ def resolve_model(name: str, dtype: torch.dtype = torch.float32) -> GraphModel:
     """A model by name, in a dtype, without gradients.
 
     Args:
-        name: ``demo``; a folder of a diffusers denoiser or pipeline on this disk; or ``MODULE:FUNCTION``, a function
-            without arguments that returns a module or a :class:`GraphModel`.
+        name: ``demo``; a folder of a diffusers denoiser or pipeline on this disk; the file of a distilled student
+            with weights of its own; or ``MODULE:FUNCTION``, a function without arguments that returns a module or a
+            :class:`GraphModel`.
 
     Raises:
         FileNotFoundError, ImportError, TypeError, ValueError: saying what is wrong with the name.
@@ -34,6 +35,12 @@ def resolve_model(name: str, dtype: torch.dtype = torch.float32) -> GraphModel:
         from fastcfg.demo.checkpoint import load_denoiser
 
         model: Any = load_denoiser()[0]
+    elif name.endswith(".safetensors"):
+        from fastcfg.distill import load_student
+
+        student = load_student(Path(name))
+        student.network.to(dtype)
+        return adapt(student)
     elif ":" in name:
         module, _, function = name.partition(":")
         try:
