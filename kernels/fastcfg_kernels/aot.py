@@ -9,17 +9,17 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .launch_plan import plan_launch
+from .launch_plan import LaunchPlan, Strategy, plan_launch
 from .program import Program
 from .tiles import accumulator
-from .triton_backend import interpreting, kernel_constants
+from .triton_backend import OPTIONS, interpreting, kernel_constants
 
 __all__ = ["TARGETS", "Compiled", "compile_ahead"]
 
@@ -34,26 +34,73 @@ TARGETS: dict[str, tuple[str, Any, int]] = {
 """Names of targets, and Triton's (backend, architecture, warp size) for each."""
 
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+_DIVISIBLE = [["tt.divisibility", 16]]
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one kernel became.
+    """What one kernel became; -1 where a target's tools are missing.
 
     Attributes:
-        kernel: its name; target: a key of :data:`TARGETS`.
-        registers: registers a thread (cuda), or -1.
-        spills: spill instructions (local loads and stores, cuda), or -1.
-        vector_loads: 128-bit global loads (cuda), or -1.
-        binary: size of the machine code in bytes.
+        kernel: its name; target: a key of :data:`TARGETS`; strategy: the launch it is part of.
+        registers: registers a thread; spills: local loads and stores.
+        loads: how often each input element is loaded; load_bits: width of those loads at the widest.
+        store_bits: width of the widest stores.
+        barriers: waits of a program's warps for each other.
+        float64: arithmetic instructions on float64.
+        instructions: of the kernel in all; binary: size of the machine code in bytes.
     """
 
     kernel: str
     target: str
+    strategy: str
     registers: int
     spills: int
-    vector_loads: int
+    loads: float
+    load_bits: int
+    store_bits: int
+    barriers: int
+    float64: int
+    instructions: int
     binary: int
+
+
+@dataclass(frozen=True)
+class _Code:
+    """A cubin as text: its instructions, and what ``cuobjdump`` says of its resources."""
+
+    lines: list[str]
+    registers: int
+
+    @staticmethod
+    def of(cubin: bytes) -> _Code | None:
+        """Disassemble; None where the CUDA tools are missing."""
+        dump, disassemble = _tool("cuobjdump"), _tool("nvdisasm")
+        if dump is None or disassemble is None:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "kernel.cubin"
+            path.write_bytes(cubin)
+            usage = subprocess.run([dump, "-res-usage", str(path)], capture_output=True, text=True).stdout
+            text = subprocess.run([disassemble, str(path)], capture_output=True, text=True).stdout
+        found = re.search(r"REG:(\d+)", usage)
+        lines = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][^;]*)", text, re.M)
+        return _Code(lines, int(found[1]) if found else -1)
+
+    def count(self, pattern: str) -> int:
+        """Instructions whose name fits."""
+        return sum(re.match(pattern, line) is not None for line in self.lines)
+
+    def bits(self, pattern: str) -> list[int]:
+        """Widths of the memory instructions whose name fits."""
+        widths = []
+        for line in self.lines:
+            if re.match(pattern, line):
+                name = line.split()[0]
+                found = re.search(r"\.(128|64)\b", name)
+                small = re.search(r"\.[US](8|16)\b", name)
+                widths.append(int(found[1]) if found else int(small[1]) if small else 32)
+        return widths
 
 
 def _tool(name: str) -> str | None:
@@ -63,21 +110,17 @@ def _tool(name: str) -> str | None:
     return str(packed) if packed.exists() else shutil.which(name)
 
 
-def _inspect(cubin: bytes) -> tuple[int, int, int]:
-    """Registers, spill instructions and 128-bit loads of a cubin; -1 where the CUDA tools are missing."""
-    registers = spills = loads = -1
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        if tool := _tool("cuobjdump"):
-            usage = subprocess.run([tool, "-res-usage", str(path)], capture_output=True, text=True).stdout
-            if found := re.search(r"REG:(\d+)", usage):
-                registers = int(found[1])
-        if tool := _tool("nvdisasm"):
-            code = subprocess.run([tool, str(path)], capture_output=True, text=True).stdout
-            spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
-            loads = len(re.findall(r"\bLDG\.E[.\w]*\.128\b", code))
-    return registers, spills, loads
+def _plans(program: Program, dtype: torch.dtype, count: int, strategies: Iterable[str]) -> list[LaunchPlan]:
+    plans = []
+    for strategy in ("row", "cooperative", "two_launch"):
+        if strategy in strategies and (program.reduces or strategy == "two_launch"):
+            chosen: Strategy = strategy  # type: ignore[assignment]
+            try:
+                read = program.width + program.affine
+                plans.append(plan_launch(count, read, dtype.itemsize, strategy=chosen, cooperative=128))
+            except ValueError:  # The strategy is not for this size.
+                continue
+    return plans
 
 
 def compile_ahead(
@@ -87,13 +130,13 @@ def compile_ahead(
     *,
     count: int = 4096,
     aligned: bool = True,
-    strategies: Iterable[str] = ("row", "two_launch"),
+    strategies: Sequence[str] = ("row", "cooperative", "two_launch"),
 ) -> list[Compiled]:
-    """Compile the kernels of a program for a target.
+    """Compile the kernels of a program for a target, those that the sizes allow.
 
     Args:
         target: a key of :data:`TARGETS`.
-        count: elements of a sample, which the ``row`` kernel's tiles follow from.
+        count: elements of a sample, which a program's tiles follow from.
         aligned: whether pointers, strides and count are multiples of 16, as a caller's usually are.
 
     Raises:
@@ -101,64 +144,105 @@ def compile_ahead(
     """
     if interpreting():
         raise RuntimeError("target: Triton's interpreter is on (TRITON_INTERPRET), so nothing can be compiled")
+    from . import triton_kernels as kernels
+
+    results = []
+    for plan in _plans(program, dtype, count, strategies):
+        launched = {
+            "row": [kernels.row_kernel],
+            "cooperative": [kernels.cooperative_kernel],
+            "two_launch": [kernels.tile_kernel, kernels.apply_kernel] if program.reduces else [kernels.apply_kernel],
+        }[plan.strategy]
+        if plan.strategy == "cooperative" and not target.startswith("cuda"):
+            continue
+        results += [_compile(kernel, program, dtype, target, plan, count, aligned) for kernel in launched]
+    return results
+
+
+def _compile(
+    kernel: Any, program: Program, dtype: torch.dtype, target: str, plan: LaunchPlan, count: int, aligned: bool
+) -> Compiled:
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from .triton_kernels import apply_kernel, row_kernel, tile_kernel
+    from . import triton_kernels as kernels
 
-    size = program.width + program.affine
-    rest = len(program.predictions) + len(program.extras) - size
     acc = accumulator(dtype)
+    read = program.width + program.affine
+    tail = len(program.predictions) + len(program.extras) - read
+    size = len(program.predictions)
     number = f"*{_TYPES[dtype]}"
-    fixed = {**kernel_constants(program), "ACC": tl.float64 if acc == torch.float64 else tl.float32}
-    fixed["STRIDES"] = (-1,) * len(program.params)
-    fixed["RESULTS"] = tuple(range(program.results))
-    signatures: dict[str, Any] = {
-        "predictions": (number,) * len(program.predictions) + (f"*{_TYPES[acc]}",) * (size - len(program.predictions)),
-        "outs": (number,) + (f"*{_TYPES[acc]}",) * (program.results - 1),
-        "tail": (f"*{_TYPES[acc]}",) * rest,
-        "params": ("fp32",) * len(program.params),
-        "workspace": f"*{_TYPES[acc]}",
-        "strides": ("i64",) * size,
-        "out_strides": ("i64",) * program.results,
-        "tail_strides": ("i64",) * rest,
-        "count": "i64",
-        "tiles": "i32",
+    sums = f"*{_TYPES[acc]}"
+    fixed = {
+        **kernel_constants(program),
+        "PARAMS": (-1,) * len(program.params),
+        "RESULTS": tuple(range(program.results)),
+        "GROUPS": plan.groups,
+        "TILES": plan.chunk,
+        "TILE": plan.tile,
+        "WIDE": False,
+        "WHOLE": aligned and count % (plan.chunk * plan.tile) == 0,
+        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
     }
-    jobs: list[tuple[Any, dict[str, Any]]] = []
-    if program.reduces and "row" in strategies:
-        plan = plan_launch(count, size, dtype.itemsize, strategy="row")
-        jobs.append((row_kernel, {"TILES": plan.tiles, "TILE": plan.tile}))
-    if "two_launch" in strategies:
-        plan = plan_launch(count, size, dtype.itemsize, strategy="two_launch")
-        if program.reduces:
-            jobs.append((tile_kernel, {"TILE": plan.tile}))
-        jobs.append((apply_kernel, {"TILE": plan.tile}))
+    # A group's stride, and an element's, which is 1 and known.
+    steps = {"strides": read, "out_strides": program.results, "tail_strides": tail}
+    signatures: dict[str, Any] = {
+        "predictions": (number,) * size + (sums,) * (read - size),
+        "outs": (number,) + (sums,) * (program.results - 1),
+        "tail": (sums,) * tail,
+        "params": ("fp32",) * len(program.params),
+        "workspace": sums,
+        "arrivals": "*i32",
+        "outer": (),
+        "inner": (),
+        **{name: ("i64", "constexpr") * many for name, many in steps.items()},
+        **dict.fromkeys(("groups", "per_sample", "count", "tiles", "pitch"), "i32"),
+    }
+    constexprs: dict[Any, Any] = {name: value for name, value in fixed.items() if name in kernel.arg_names}
+    attrs: dict[tuple[int, ...], Any] = {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in steps:
+            constexprs |= {(i, 2 * k + 1): 1 for k in range(steps[name])}
+            if aligned:
+                attrs |= {(i, 2 * k): _DIVISIBLE for k in range(steps[name])}
+        elif aligned and name in ("predictions", "outs", "tail"):
+            attrs |= {(i, k): _DIVISIBLE for k in range(len(signatures[name]))}
+        elif aligned and name in ("workspace", "arrivals", "count", "pitch"):
+            attrs[(i,)] = _DIVISIBLE
+    signature = {name: "constexpr" if name in fixed else signatures[name] for name in kernel.arg_names}
 
     backend, arch, warp = TARGETS[target]
-    results = []
-    for kernel, extra in jobs:
-        constexprs = {name: value for name, value in {**fixed, **extra}.items() if name in kernel.arg_names}
-        signature = {name: "constexpr" if name in constexprs else signatures[name] for name in kernel.arg_names}
-        attrs: dict[tuple[int, ...], Any] = {}
-        if aligned:
-            divisible = [["tt.divisibility", 16]]
-            for i, name in enumerate(kernel.arg_names):
-                if name in ("predictions", "strides"):
-                    attrs |= {(i, k): divisible for k in range(size)}
-                elif name in ("outs", "out_strides"):
-                    attrs |= {(i, k): divisible for k in range(program.results)}
-                elif name in ("tail", "tail_strides"):
-                    attrs |= {(i, k): divisible for k in range(rest)}
-                elif name in ("workspace", "count"):
-                    attrs[(i,)] = divisible
-        # A wavefront of AMD has 64 lanes: half the warps make the same number of threads.
-        options = {"num_warps": plan.num_warps * 32 // warp, "enable_fp_fusion": True}
-        source = ASTSource(kernel, signature, constexprs, attrs)
-        compiled = triton.compile(source, target=GPUTarget(backend, arch, warp), options=options)
-        code = compiled.asm["cubin" if backend == "cuda" else "hsaco"]
-        registers, spills, loads = _inspect(code) if backend == "cuda" else (-1, -1, -1)
-        results.append(Compiled(kernel.fn.__name__, target, registers, spills, loads, len(code)))
-    return results
+    # A wavefront of AMD has 64 lanes: half the warps make the same number of threads.
+    options = {**OPTIONS, "num_warps": max(plan.num_warps * 32 // warp, 1)}
+    if plan.strategy == "cooperative":
+        options["launch_cooperative_grid"] = True
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constexprs, attrs), target=GPUTarget(backend, arch, warp), options=options
+    )
+    binary = compiled.asm["cubin" if backend == "cuda" else "hsaco"]
+    code = _Code.of(binary) if backend == "cuda" else None
+    name = kernel.fn.__name__
+    if code is None:
+        return Compiled(name, target, plan.strategy, -1, -1, -1, -1, -1, -1, -1, -1, len(binary))
+    # Partial sums, which other programs wrote, are read past the first cache, and marked for it.
+    loads = code.bits(r"LDG\.E(?!.*STRONG)")
+    wide = [width for width in loads if width == max(loads)]
+    if program.centred and kernel is not kernels.apply_kernel and max(loads) < 64:
+        wide = wide[read * plan.chunk :]  # Each tile's first element is loaded once more, by itself.
+    bytes_of = read * dtype.itemsize + (read - size) * (acc.itemsize - dtype.itemsize)
+    return Compiled(
+        kernel=name,
+        target=target,
+        strategy=plan.strategy,
+        registers=code.registers,
+        spills=code.count(r"LDL|STL"),
+        loads=sum(wide) / 8 * plan.num_warps * 32 / (plan.chunk * plan.tile * plan.groups * bytes_of),
+        load_bits=max(loads, default=0),
+        store_bits=max(code.bits("STG"), default=0),
+        barriers=code.count("BAR"),
+        float64=code.count(r"D(ADD|MUL|FMA|SETP)"),
+        instructions=len(code.lines),
+        binary=len(binary),
+    )

@@ -365,6 +365,9 @@ def _run(
     forced: bool,
 ) -> None:
     """Run a path on the tensors as rows, and bring to ``targets`` what it could not write there itself."""
+    if path == "triton" and _run_triton(program, inputs, values, targets, results, strategy, forced):
+        return
+    path = "torch" if path == "triton" else path
     rows, views = _rows([*inputs, *targets], elementwise)
     sources, destinations = rows[: len(inputs)], rows[len(inputs) :]
     acc = accumulator(inputs[0].dtype)
@@ -377,20 +380,13 @@ def _run(
             destinations[k] = torch.empty(row.shape, dtype=acc if foreign else row.dtype, device=row.device)
 
     try:
-        if path == "triton":
-            triton_backend.guide_triton(program, sources, values, destinations, results, strategy=strategy)
-        else:
-            sources += [view.reshape(sources[0].shape).contiguous() for view in views]
-            run = {"cpp": guide_cpp, "inductor": guide_compiled, "torch": _run_torch}[path]
-            run(program, sources, values, destinations, results)
+        sources += [view.reshape(sources[0].shape).contiguous() for view in views]
+        run = {"cpp": guide_cpp, "inductor": guide_compiled, "torch": _run_torch}[path]
+        run(program, sources, values, destinations, results)
     except Exception as error:
         if forced or path == "torch":
             raise
-        _BROKEN.add(program)
-        reason = f"{type(error).__name__}: {error}"
-        warn_once(f"fastcfg: a guidance could not be built or run by {path}, the torch path is used ({reason})")
-        if path == "triton":
-            sources += [view.reshape(sources[0].shape).contiguous() for view in views]
+        _broken(program, path, error)
         _run_torch(program, sources, values, destinations, results)
     for row, destination, target in zip(rows[len(inputs) :], destinations, targets, strict=True):
         if destination.data_ptr() != target.data_ptr():
@@ -399,6 +395,49 @@ def _run(
                 row.copy_(destination)
             else:
                 target.copy_(destination.view(target.shape))
+
+
+def _run_triton(
+    program: Program,
+    inputs: Sequence[Tensor],
+    values: Sequence[Any],
+    targets: Sequence[Tensor],
+    results: Sequence[int],
+    strategy: Strategy | None,
+    forced: bool,
+) -> bool:
+    """Run the Triton kernels on the tensors as they lie; whether that worked."""
+    apart = [torch.empty_like(t) if any(_collide(t, source, "triton") for source in inputs) else t for t in targets]
+    try:
+        triton_backend.guide_triton(program, inputs, values, apart, results, strategy=strategy)
+    except Exception as error:
+        if forced:
+            raise
+        _broken(program, "triton", error)
+        return False
+    for target, own in zip(targets, apart, strict=True):
+        if own is not target:
+            target.copy_(own)
+    return True
+
+
+def _crosses(target: Tensor, source: Tensor) -> bool:
+    """Whether two tensors share memory otherwise than element by element."""
+
+    def end(tensor: Tensor) -> int:
+        last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+        return tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+    if target.data_ptr() >= end(source) or source.data_ptr() >= end(target):
+        return False
+    return _collide(target, source, "triton")
+
+
+def _broken(program: Program, path: str, error: Exception) -> None:
+    """Leave a path for good, and say so once."""
+    _BROKEN.add(program)
+    reason = f"{type(error).__name__}: {error}"
+    warn_once(f"fastcfg: a guidance could not be built or run by {path}, the torch path is used ({reason})")
 
 
 def _collide(row: Tensor, source: Tensor, path: str) -> bool:

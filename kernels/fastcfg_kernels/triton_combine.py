@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from .triton_tiles import fixed_vectors, load_tile
+from .triton_tiles import fixed_vectors, load_tile, offset
 
 __all__ = ["store_tile", "weigh"]
 
@@ -27,10 +27,12 @@ def combine(
     vectors = fixed_vectors(raw, space, SIZE, ACC)
     result = vectors[WIDTH - 1] * weights[OUTPUT * WIDTH + WIDTH - 1]
     for k in tl.static_range(1, WIDTH):
-        result = vectors[WIDTH - 1 - k] * weights[OUTPUT * WIDTH + WIDTH - 1 - k] + result
+        result = tl.fma(vectors[WIDTH - 1 - k], weights[OUTPUT * WIDTH + WIDTH - 1 - k], result)
     if CLAMP and OUTPUT == 0:
-        result = tl.minimum(result, tl.full((), weights[OUTPUTS * WIDTH + 1], ACC), propagate_nan=tl.PropagateNan.ALL)
-        result = tl.maximum(result, tl.full((), weights[OUTPUTS * WIDTH], ACC), propagate_nan=tl.PropagateNan.ALL)
+        high = tl.zeros((1, 1), ACC) + weights[OUTPUTS * WIDTH + 1]
+        low = tl.zeros((1, 1), ACC) + weights[OUTPUTS * WIDTH]
+        result = tl.minimum(result, high, propagate_nan=tl.PropagateNan.ALL)
+        result = tl.maximum(result, low, propagate_nan=tl.PropagateNan.ALL)
     if len(space) == 2 and OUTPUT == 0:
         result = (result - space[0] * raw[len(raw) - 1].to(ACC)) / space[1]
     return result
@@ -41,34 +43,33 @@ def step_row(guided, reads, weights, START: tl.constexpr, ACC: tl.constexpr):
     """One output of a step: weights of the guided prediction and of the blocks that the step reads."""
     result = guided * weights[START]
     for k in tl.static_range(len(reads)):
-        result = reads[k].to(ACC) * weights[START + 1 + k] + result
+        result = tl.fma(reads[k].to(ACC), weights[START + 1 + k], result)
     return result
 
 
 @triton.jit
 def store_tile(
-    outs, b, out_strides, start, count, raw, tail, tail_strides, weights, space, RESULTS: tl.constexpr,
-    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, CLAMP: tl.constexpr,
-    TILE: tl.constexpr, ACC: tl.constexpr,
+    outs, out_strides, tail, tail_strides, place, inside, raw, weights, space, RESULTS: tl.constexpr,
+    OUTPUTS: tl.constexpr, STEP: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, CLAMP: tl.constexpr,
+    WHOLE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Every output of one tile. All are worked out from the inputs before any is stored, which it may overwrite.
 
     Args:
         raw: blocks of the predictions, the vectors among the extras, and ``x`` of an affine program.
         tail: pointers to the rest of what a step reads: no sum needs it, so that it is loaded here.
+        place: digits of the groups and elements; inside: which there are.
         RESULTS: the result that each of ``outs`` receives, counted from the step's rows or the guided prediction on.
+        STEP: the step's rows.
     """
     guided = combine(raw, weights, space, 0, OUTPUTS, SIZE, WIDTH, CLAMP, ACC)
     results = ()
-    if ROWS > 0:
-        rows = ()
-        for k in tl.static_range(len(tail)):
-            rows = rows + (b * tail_strides[k],)
+    if STEP > 0:
         reads = ()
         for k in tl.static_range(WIDTH, len(raw)):
             reads = reads + (raw[k],)
-        reads = reads + load_tile(tail, rows, start, count, TILE)
-        for r in tl.static_range(ROWS):
+        reads = reads + load_tile(tail, tail_strides, place, inside, WHOLE)
+        for r in tl.static_range(STEP):
             results = results + (
                 step_row(guided, reads, weights, OUTPUTS * WIDTH + 2 * CLAMP + r * (1 + len(reads)), ACC),
             )
@@ -76,10 +77,12 @@ def store_tile(
         results = results + (guided,)
     for o in tl.static_range(1, OUTPUTS):
         results = results + (combine(raw, weights, space, o, OUTPUTS, SIZE, WIDTH, CLAMP, ACC),)
-    offsets = start + tl.arange(0, TILE).to(tl.int64)
     for o in tl.static_range(len(outs)):
-        pointer = outs[o] + b * out_strides[o] + offsets
+        pointer = outs[o] + offset(place, out_strides, o)
         result = results[RESULTS[o]]
         if outs[o].dtype.element_ty != tl.float64 and result.dtype == tl.float64:
             result = result.to(tl.float32)  # No direct conversion to the half types on every target.
-        tl.store(pointer, result.to(outs[o].dtype.element_ty), mask=offsets < count)
+        if WHOLE:
+            tl.store(pointer, result.to(outs[o].dtype.element_ty))
+        else:
+            tl.store(pointer, result.to(outs[o].dtype.element_ty), mask=inside)

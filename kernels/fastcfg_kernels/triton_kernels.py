@@ -1,31 +1,87 @@
 """The Triton kernels: Gram of tiles, weights, combine.
 
 One family serves every rule. The number of predictions, the sums and the formula are compile-time values; scales,
-batch and length are run-time values. The arithmetic is that of :mod:`fastcfg_kernels.tiles`: centred tile sums,
+sizes and strides are run-time values. The arithmetic is that of :mod:`fastcfg_kernels.tiles`: centred tile sums,
 merged in Chan's way, in the difference basis, with one rounding at the store.
 
-Two launches of one arithmetic:
+A group is what one sum runs over, a sample as a rule. Three ways to launch one arithmetic:
 
-* :func:`row_kernel`, one program a sample: reads each prediction once and keeps it in registers;
+* :func:`row_kernel`, one program a group or several: reads each element once and keeps it in registers;
+* :func:`cooperative_kernel`: the same with several programs a group, which wait for each other;
 * :func:`tile_kernel` and :func:`apply_kernel`: partial sums of tiles, then the combine; any size.
 
-Both cut a sample into the same tiles of ``TILE`` elements and merge their partial sums lane by lane in the same
-order.
+All cut a group into the same tiles, add within a tile in the same order, and merge tiles in the same order: their
+results are equal bit by bit, however the compiler lays elements out over threads. Contraction to fma is off, since it
+would follow the layout, and written out where it is wanted.
 """
 
 # The interpreter and the compiler both read annotations of `tl.constexpr`: no postponed evaluation here.
 import triton
 import triton.language as tl
 
+from .triton_barrier import group_barrier
 from .triton_combine import store_tile, weigh
-from .triton_tiles import first_elements, load_sample, load_tile, tile_sums
+from .triton_merge import merge_tiles, merge_workspace, store_chunk
+from .triton_tiles import affine_space, digits, first_elements, load_params, load_tile, tile_size, tile_sums
 
-__all__ = ["MERGE", "apply_kernel", "row_kernel", "tile_kernel"]
+__all__ = ["apply_kernel", "cooperative_kernel", "row_kernel", "tile_kernel"]
 
-MERGE = 128
-"""Lanes over which the partial sums of tiles are merged: tile ``t`` belongs to lane ``t % MERGE``."""
 
-_MERGE = tl.constexpr(MERGE)
+@triton.jit
+def _elements(t, count, inner, live, TILE: tl.constexpr, WIDE: tl.constexpr):
+    """Digits of the elements of tile ``t``, and which of them there are."""
+    if WIDE:
+        index = t.to(tl.int64) * TILE + tl.arange(0, TILE)[None, :]
+    else:
+        index = t.to(tl.int32) * TILE + tl.arange(0, TILE)[None, :]
+    return digits(index, inner), (index < count) & live
+
+
+@triton.jit
+def _first(t, inner, TILE: tl.constexpr):
+    """Digits of the first element of tile ``t``."""
+    return digits(tl.zeros((1, 1), tl.int64) + t.to(tl.int64) * TILE, inner)
+
+
+@triton.jit
+def _chunk(
+    predictions, strides, at, chunk, count, inner, live, TILES: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
+    WHOLE: tl.constexpr,
+):  # fmt: skip
+    """A chunk of ``TILES`` tiles: ``(blocks, places, insides)``, an entry for each tile."""
+    blocks = ()
+    places = ()
+    insides = ()
+    for i in tl.static_range(TILES):
+        element, inside = _elements(chunk * TILES + i, count, inner, live, TILE, WIDE)
+        blocks = blocks + (load_tile(predictions, strides, at + element, inside, WHOLE),)
+        places = places + (at + element,)
+        insides = insides + (inside,)
+    return blocks, places, insides
+
+
+@triton.jit
+def _chunk_sums(
+    predictions, strides, at, chunk, count, inner, live, space, blocks, insides, PAIRS: tl.constexpr,
+    CENTRED: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr,
+    WHOLE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of a chunk's tiles: ``(means, sums, sizes)``, tile by tile."""
+    means = ()
+    sums = ()
+    sizes = ()
+    for i in tl.static_range(TILES):
+        t = chunk * TILES + i
+        size = tile_size(count, tl.zeros((1, 1), tl.int64) + t, TILE)
+        there = live & (size > 0)
+        first = first_elements(predictions, strides, at + _first(t, inner, TILE), there, space, SIZE, ACC)
+        means_of_tile, sums_of_tile = tile_sums(
+            blocks[i], first, insides[i], size, space, PAIRS, CENTRED, SIZE, GROUPS, TILE, WHOLE, ACC
+        )
+        means = means + means_of_tile
+        sums = sums + sums_of_tile
+        sizes = sizes + (size,)
+    return means, sums, sizes
 
 
 @triton.jit
@@ -37,74 +93,59 @@ def row_kernel(
     strides,
     out_strides,
     tail_strides,
+    outer,
+    inner,
+    groups,
+    per_sample,
     count,
     WEIGH: tl.constexpr,
     PAIRS: tl.constexpr,
     CENTRED: tl.constexpr,
     MEANS: tl.constexpr,
-    STRIDES: tl.constexpr,
+    PARAMS: tl.constexpr,
     RESULTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
     CLAMP: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     AFFINE: tl.constexpr,
+    GROUPS: tl.constexpr,
     TILES: tl.constexpr,
     TILE: tl.constexpr,
+    WHOLE: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """One program guides one sample of at most ``TILES * TILE`` elements, all of them held in registers.
+    """One program guides ``GROUPS`` groups of at most ``TILES * TILE`` elements, all of them held in registers.
 
     Args:
-        predictions: pointers to the predictions, the extras that are vectors, and ``x`` of an affine program; sample
-            ``b`` of ``k`` starts at ``b * strides[k]``, contiguous.
-        outs: pointers, sample ``b`` of ``o`` at ``b * out_strides[o]``. Each may be one of the inputs.
+        predictions: pointers to the predictions, the extras that are vectors, and ``x`` of an affine program.
+        outs: pointers, each of which may be one of the inputs.
         tail: pointers to what else a step reads.
-        params: numbers (``STRIDES[i] < 0``) or pointers to ``[B]`` (stride 1) or 0-dim (stride 0) tensors.
-        count: elements of a sample.
+        params: numbers or pointers, as ``PARAMS`` says.
+        strides, out_strides, tail_strides: for each tensor a stride for each digit of the group, then of the element.
+        outer, inner: sizes of a group's and an element's digits after the first.
+        groups: how many there are; per_sample: how many of them a sample has.
+        count: elements of a group.
+        WHOLE: whether every program's block is full: no element has to be masked.
     """
-    b = tl.program_id(0).to(tl.int64)
-    rows, values, space = load_sample(predictions, params, strides, b, STRIDES, AFFINE, ACC)
-    blocks = ()
-    for t in tl.static_range(TILES):
-        blocks = blocks + (load_tile(predictions, rows, t * TILE, count, TILE),)
-
-    lane = tl.arange(0, _MERGE)
-    slots: tl.constexpr = len(CENTRED) + len(PAIRS)
-    lanes = ()
-    for _ in tl.static_range(slots):
-        lanes = lanes + (tl.zeros((_MERGE,), ACC),)
-    for t in tl.static_range(TILES):
-        size = tl.minimum(count - t * TILE, TILE)
-        first = first_elements(predictions, rows, t * TILE, space, SIZE, ACC)
-        partial = tile_sums(blocks[t], first, size, space, PAIRS, CENTRED, SIZE, TILE, ACC)
-        filled = ()
-        for s in tl.static_range(slots):
-            filled = filled + (tl.where(lane == t, partial[s], lanes[s]),)
-        lanes = filled
-
-    sizes = tl.minimum(tl.maximum(count - lane * TILE, 0), TILE).to(ACC)
-    means = ()
-    centred = ()
-    for i in tl.static_range(len(CENTRED)):
-        pivot = tl.sum(tl.where(lane == 0, lanes[i], 0.0), axis=0)
-        shift = tl.where(sizes > 0, lanes[i] - pivot, 0.0)
-        mean = tl.sum(shift * sizes, axis=0) / count.to(ACC)
-        means = means + (pivot + mean,)
-        centred = centred + (shift - mean,)
-    sums = ()
-    for i in tl.static_range(len(PAIRS)):
-        value = lanes[len(CENTRED) + i]
-        if PAIRS[i][0]:
-            value += centred[PAIRS[i][1]] * centred[PAIRS[i][2]] * sizes
-        sums = sums + (tl.sum(value, axis=0),)
-
+    group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)[:, None]
+    live = group < groups
+    values = load_params(params, group, per_sample, live, PARAMS, ACC)
+    space = affine_space(values, AFFINE)
+    at = digits(group, outer)
+    chunk = tl.full((), 0, tl.int32)
+    blocks, places, insides = _chunk(predictions, strides, at, chunk, count, inner, live, TILES, TILE, False, WHOLE)
+    means, sums, sizes = _chunk_sums(
+        predictions, strides, at, chunk, count, inner, live, space, blocks, insides, PAIRS, CENTRED, SIZE, GROUPS,
+        TILES, TILE, WHOLE, ACC,
+    )  # fmt: skip
+    means, sums = merge_tiles(means, sums, sizes, count, PAIRS, CENTRED, ACC)
     weights = weigh(means, sums, count, values, WEIGH, MEANS, ACC)
     for t in tl.static_range(TILES):
         store_tile(
-            outs, b, out_strides, t * TILE, count, blocks[t], tail, tail_strides, weights, space, RESULTS, OUTPUTS,
-            ROWS, SIZE, WIDTH, CLAMP, TILE, ACC,
+            outs, out_strides, tail, tail_strides, places[t], insides[t], blocks[t], weights, space, RESULTS, OUTPUTS,
+            STEP, SIZE, WIDTH, CLAMP, WHOLE, ACC,
         )  # fmt: skip
 
 
@@ -114,39 +155,42 @@ def tile_kernel(
     params,
     workspace,
     strides,
+    outer,
+    inner,
+    per_sample,
     count,
     tiles,
+    pitch,
     PAIRS: tl.constexpr,
     CENTRED: tl.constexpr,
+    PARAMS: tl.constexpr,
     SIZE: tl.constexpr,
-    STRIDES: tl.constexpr,
     AFFINE: tl.constexpr,
+    TILES: tl.constexpr,
     TILE: tl.constexpr,
+    WIDE: tl.constexpr,
+    WHOLE: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """First of two launches: program ``(t, b)`` writes the partial sums of tile ``t`` of sample ``b``.
+    """First of two launches: a program writes the partial sums of ``TILES`` tiles of one group.
 
-    ``workspace`` is ``[B, slots, tiles]`` in ``ACC``, slots being the means and then the pairs' sums.
+    Args:
+        workspace: ``[groups, slots, pitch]`` in ``ACC``, slots being the means and then the pairs' sums.
+        tiles: of a group; pitch: at least that.
+        WIDE: whether a group's elements need 64-bit numbers.
     """
-    t = tl.program_id(0)
-    b = tl.program_id(1).to(tl.int64)
-    start = t.to(tl.int64) * TILE
-    rows, _, space = load_sample(predictions, params, strides, b, STRIDES, AFFINE, ACC)
-    raw = load_tile(predictions, rows, start, count, TILE)
-    size = tl.minimum(count - start, TILE)
-    partial = tile_sums(
-        raw, first_elements(predictions, rows, start, space, SIZE, ACC), size, space, PAIRS, CENTRED, SIZE, TILE, ACC
-    )
-    slots: tl.constexpr = len(CENTRED) + len(PAIRS)
-    for s in tl.static_range(slots):
-        tl.store(workspace + (b * slots + s) * tiles + t, partial[s])
-
-
-@triton.jit
-def _spread(workspace, row, index, tiles, sizes):
-    """Tiles' means relative to the first tile's; zero where there is no tile."""
-    mean = tl.load(workspace + row + index, mask=index < tiles, other=0.0)
-    return tl.where(sizes > 0, mean - tl.load(workspace + row), 0.0)
+    chunks = tl.cdiv(tiles, TILES)
+    chunk = tl.program_id(0) % chunks
+    group = tl.zeros((1, 1), tl.int64) + tl.program_id(0) // chunks
+    live = group >= 0
+    space = affine_space(load_params(params, group, per_sample, live, PARAMS, ACC), AFFINE)
+    at = digits(group, outer)
+    blocks, _, insides = _chunk(predictions, strides, at, chunk, count, inner, live, TILES, TILE, WIDE, WHOLE)
+    means, sums, _ = _chunk_sums(
+        predictions, strides, at, chunk, count, inner, live, space, blocks, insides, PAIRS, CENTRED, SIZE, 1, TILES,
+        TILE, WHOLE, ACC,
+    )  # fmt: skip
+    store_chunk(means, sums, workspace, group, chunk, tiles, pitch, PAIRS, CENTRED, TILES)
 
 
 @triton.jit
@@ -159,66 +203,112 @@ def apply_kernel(
     strides,
     out_strides,
     tail_strides,
+    outer,
+    inner,
+    per_sample,
     count,
     tiles,
+    pitch,
     WEIGH: tl.constexpr,
     PAIRS: tl.constexpr,
     CENTRED: tl.constexpr,
     MEANS: tl.constexpr,
-    STRIDES: tl.constexpr,
+    PARAMS: tl.constexpr,
     RESULTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
     CLAMP: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     AFFINE: tl.constexpr,
+    TILES: tl.constexpr,
     TILE: tl.constexpr,
+    WIDE: tl.constexpr,
+    WHOLE: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Second of two launches: program ``(t, b)`` merges the sample's partial sums and combines tile ``t``.
+    """Second of two launches: a program merges the group's partial sums and combines ``TILES`` tiles.
 
     A rule without sums is this launch alone. Arguments as for :func:`row_kernel` and :func:`tile_kernel`.
     """
-    t = tl.program_id(0)
-    b = tl.program_id(1).to(tl.int64)
-    rows, values, space = load_sample(predictions, params, strides, b, STRIDES, AFFINE, ACC)
-
-    slots: tl.constexpr = len(CENTRED) + len(PAIRS)
-    lane = tl.arange(0, _MERGE)
-    offsets_of_mean = ()
-    means = ()
-    for i in tl.static_range(len(CENTRED)):
-        row = (b * slots + i) * tiles
-        lanes = tl.zeros((_MERGE,), ACC)
-        for chunk in range(0, tiles, _MERGE):
-            index = chunk + lane
-            sizes = tl.minimum(tl.maximum(count - index.to(tl.int64) * TILE, 0), TILE).to(ACC)
-            lanes += _spread(workspace, row, index, tiles, sizes) * sizes
-        mean = tl.sum(lanes, axis=0) / count.to(ACC)
-        offsets_of_mean = offsets_of_mean + (mean,)
-        means = means + (tl.load(workspace + row) + mean,)
-    sums = ()
-    for i in tl.static_range(len(PAIRS)):
-        row = (b * slots + len(CENTRED) + i) * tiles
-        lanes = tl.zeros((_MERGE,), ACC)
-        for chunk in range(0, tiles, _MERGE):
-            index = chunk + lane
-            value = tl.load(workspace + row + index, mask=index < tiles, other=0.0)
-            if PAIRS[i][0]:
-                sizes = tl.minimum(tl.maximum(count - index.to(tl.int64) * TILE, 0), TILE).to(ACC)
-                spread_x = _spread(workspace, (b * slots + PAIRS[i][1]) * tiles, index, tiles, sizes)
-                spread_y = _spread(workspace, (b * slots + PAIRS[i][2]) * tiles, index, tiles, sizes)
-                spread_x = spread_x - offsets_of_mean[PAIRS[i][1]]
-                spread_y = spread_y - offsets_of_mean[PAIRS[i][2]]
-                value += spread_x * spread_y * sizes
-            lanes += value
-        sums = sums + (tl.sum(lanes, axis=0),)
-
+    chunks = tl.cdiv(tiles, TILES)
+    chunk = tl.program_id(0) % chunks
+    group = tl.zeros((1, 1), tl.int64) + tl.program_id(0) // chunks
+    live = group >= 0
+    values = load_params(params, group, per_sample, live, PARAMS, ACC)
+    space = affine_space(values, AFFINE)
+    means, sums = merge_workspace(workspace, group, tiles, pitch, count, PAIRS, CENTRED, TILE, ACC)
     weights = weigh(means, sums, count, values, WEIGH, MEANS, ACC)
-    start = t.to(tl.int64) * TILE
-    raw = load_tile(predictions, rows, start, count, TILE)
-    store_tile(
-        outs, b, out_strides, start, count, raw, tail, tail_strides, weights, space, RESULTS, OUTPUTS, ROWS, SIZE,
-        WIDTH, CLAMP, TILE, ACC,
+    at = digits(group, outer)
+    for i in tl.static_range(TILES):
+        element, inside = _elements(chunk * TILES + i, count, inner, live, TILE, WIDE)
+        raw = load_tile(predictions, strides, at + element, inside, WHOLE)
+        store_tile(
+            outs, out_strides, tail, tail_strides, at + element, inside, raw, weights, space, RESULTS, OUTPUTS, STEP,
+            SIZE, WIDTH, CLAMP, WHOLE, ACC,
+        )  # fmt: skip
+
+
+@triton.jit
+def cooperative_kernel(
+    predictions,
+    outs,
+    tail,
+    params,
+    workspace,
+    arrivals,
+    strides,
+    out_strides,
+    tail_strides,
+    outer,
+    inner,
+    per_sample,
+    count,
+    tiles,
+    pitch,
+    WEIGH: tl.constexpr,
+    PAIRS: tl.constexpr,
+    CENTRED: tl.constexpr,
+    MEANS: tl.constexpr,
+    PARAMS: tl.constexpr,
+    RESULTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    STEP: tl.constexpr,
+    CLAMP: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    AFFINE: tl.constexpr,
+    TILES: tl.constexpr,
+    TILE: tl.constexpr,
+    WIDE: tl.constexpr,
+    WHOLE: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """One launch for a group of several programs, all of them on the device at once: they meet at a barrier between
+    the partial sums and the combine, and keep their chunks in registers meanwhile.
+
+    Arguments as for :func:`row_kernel` and :func:`tile_kernel`; ``arrivals`` is ``[groups]``, for
+    :func:`~fastcfg_kernels.triton_barrier.group_barrier`.
+    """
+    chunks = tl.cdiv(tiles, TILES)
+    chunk = tl.program_id(0) % chunks
+    sample = (tl.program_id(0) // chunks).to(tl.int64)
+    group = tl.zeros((1, 1), tl.int64) + sample
+    live = group >= 0
+    values = load_params(params, group, per_sample, live, PARAMS, ACC)
+    space = affine_space(values, AFFINE)
+    at = digits(group, outer)
+    blocks, places, insides = _chunk(predictions, strides, at, chunk, count, inner, live, TILES, TILE, WIDE, WHOLE)
+    means, sums, _ = _chunk_sums(
+        predictions, strides, at, chunk, count, inner, live, space, blocks, insides, PAIRS, CENTRED, SIZE, 1, TILES,
+        TILE, WHOLE, ACC,
     )  # fmt: skip
+    store_chunk(means, sums, workspace, group, chunk, tiles, pitch, PAIRS, CENTRED, TILES)
+    group_barrier(arrivals + sample, chunk, chunks)
+    means, sums = merge_workspace(workspace, group, tiles, pitch, count, PAIRS, CENTRED, TILE, ACC)
+    weights = weigh(means, sums, count, values, WEIGH, MEANS, ACC)
+    for t in tl.static_range(TILES):
+        store_tile(
+            outs, out_strides, tail, tail_strides, places[t], insides[t], blocks[t], weights, space, RESULTS, OUTPUTS,
+            STEP, SIZE, WIDTH, CLAMP, WHOLE, ACC,
+        )  # fmt: skip

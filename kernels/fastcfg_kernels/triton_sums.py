@@ -57,6 +57,15 @@ def _stack(parts, LEVELS: tl.constexpr):
 
 
 @triton.jit
+def _free(x, ROWS: tl.constexpr):
+    """``[ROWS, 1]`` without the layout that it got on the way, which would spread to whole tiles that it meets."""
+    if ROWS == 1:
+        return tl.full((1, 1), tl.sum(tl.reshape(x, (1,)), axis=0), x.dtype)
+    else:
+        return tl.reshape(x, (ROWS,))[:, None]
+
+
+@triton.jit
 def _unstack(x, ROWS: tl.constexpr, LEVELS: tl.constexpr):
     """``[ROWS, 2**LEVELS]`` as so many ``[ROWS, 1]``."""
     parts = (x,)
@@ -70,7 +79,7 @@ def _unstack(x, ROWS: tl.constexpr, LEVELS: tl.constexpr):
         parts = even + odd
     columns = ()
     for i in tl.static_range(len(parts)):
-        columns = columns + (tl.reshape(parts[i], (ROWS, 1)),)
+        columns = columns + (_free(parts[i], ROWS),)
     return columns
 
 
@@ -87,7 +96,7 @@ def finish_sums(parts, ROWS: tl.constexpr, COLS: tl.constexpr):
     if LEFT == 256:
         x = _halve(x, ROWS, 1, 128 * PARTS)
     for level in tl.static_range(7):
-        if LEFT >= 2 ** (level + 1):
+        if 2 ** (level + 1) <= LEFT:
             x = _halve(x, ROWS, (128 if LEFT == 256 else LEFT) // 2 ** (level + 1), PARTS)
     return _unstack(x, ROWS, LEVELS)
 
@@ -99,7 +108,7 @@ def add_lanes(parts, LANES: tl.constexpr):
     PARTS: tl.constexpr = 2**LEVELS
     x = tl.reshape(_stack(parts, LEVELS), (1, LANES * PARTS))
     for level in tl.static_range(12):
-        if LANES >= 2 ** (level + 1):
+        if 2 ** (level + 1) <= LANES:
             x = _halve(x, 1, LANES // 2 ** (level + 1), PARTS)
     return _unstack(x, 1, LEVELS)
 

@@ -1,19 +1,57 @@
-"""Device functions of the reduce stage: what a tile loads, its fixed vectors, its partial sums."""
+"""Device functions of the reduce stage: where elements are, what a tile loads, its partial sums.
+
+Blocks are ``[GROUPS, TILE]``: the groups that a program handles together, and elements of each. What there is one of in
+a group is ``[GROUPS, 1]``.
+"""
 
 # The interpreter and the compiler both read annotations of `tl.constexpr`: no postponed evaluation here.
 import triton
 import triton.language as tl
 
-__all__ = ["first_elements", "fixed_vectors", "load_sample", "load_tile", "tile_sums"]
+from .triton_sums import finish_sums, partial_sum
+
+__all__ = [
+    "affine_space",
+    "digits",
+    "first_elements",
+    "fixed_vectors",
+    "load_params",
+    "load_tile",
+    "offset",
+    "tile_size",
+    "tile_sums",
+]
 
 
 @triton.jit
-def load_tile(predictions, rows, start, count, TILE: tl.constexpr):
-    """Predictions' elements ``start … start+TILE``, in their own dtype; zero beyond ``count``."""
-    offsets = start + tl.arange(0, TILE).to(tl.int64)
+def digits(index, sizes):
+    """An index in mixed radix, the most significant digit first; ``sizes`` are those of all the others."""
+    rest = index
+    found = ()
+    for i in tl.static_range(len(sizes)):
+        found = (rest % sizes[len(sizes) - 1 - i],) + found
+        rest = rest // sizes[len(sizes) - 1 - i]
+    return (rest,) + found
+
+
+@triton.jit
+def offset(place, strides, K: tl.constexpr):
+    """Offset in tensor ``k`` of the group and element whose digits are ``place``, one stride for each digit."""
+    result = place[0].to(tl.int64) * strides[K * len(place)]
+    for i in tl.static_range(1, len(place)):
+        result = result + place[i].to(tl.int64) * strides[K * len(place) + i]
+    return result
+
+
+@triton.jit
+def load_tile(pointers, strides, place, inside, WHOLE: tl.constexpr):
+    """Blocks at ``place`` of every tensor, in their own dtype; zero where not ``inside``."""
     raw = ()
-    for k in tl.static_range(len(predictions)):
-        raw = raw + (tl.load(predictions[k] + rows[k] + offsets, mask=offsets < count, other=0.0),)
+    for k in tl.static_range(len(pointers)):
+        if WHOLE:
+            raw = raw + (tl.load(pointers[k] + offset(place, strides, k)),)
+        else:
+            raw = raw + (tl.load(pointers[k] + offset(place, strides, k), mask=inside, other=0.0),)
     return raw
 
 
@@ -49,14 +87,23 @@ def fixed_vectors(raw, space, SIZE: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def load_params(params, b, STRIDES: tl.constexpr, ACC: tl.constexpr):
-    """A sample's parameters in ``ACC``: numbers as they are, tensors loaded."""
+def load_params(params, group, per_sample, live, PARAMS: tl.constexpr, ACC: tl.constexpr):
+    """The groups' parameters in ``ACC``, ``[GROUPS, 1]``.
+
+    Args:
+        PARAMS: for each of ``params`` whether it is a number (-1), or a tensor: 0-dim (0), with a value for a sample
+            (1), which is ``per_sample`` groups, or for a group (2).
+    """
     values = ()
     for i in tl.static_range(len(params)):
-        if STRIDES[i] < 0:
-            values = values + (tl.full((), params[i], ACC),)
+        if PARAMS[i] == -1:
+            values = values + (tl.full((1, 1), params[i], ACC),)
+        elif PARAMS[i] == 0:
+            values = values + (tl.load(params[i] + tl.zeros((1, 1), tl.int32)).to(ACC),)
+        elif PARAMS[i] == 1:
+            values = values + (tl.load(params[i] + group // per_sample, mask=live, other=0.0).to(ACC),)
         else:
-            values = values + (tl.load(params[i] + b * STRIDES[i]).to(ACC),)
+            values = values + (tl.load(params[i] + group, mask=live, other=0.0).to(ACC),)
     return values
 
 
@@ -70,58 +117,57 @@ def affine_space(values, AFFINE: tl.constexpr):
 
 
 @triton.jit
-def load_sample(predictions, params, strides, b, STRIDES: tl.constexpr, AFFINE: tl.constexpr, ACC: tl.constexpr):
-    """What every kernel begins with: offsets of sample ``b`` in each input, its parameters, its affine space."""
-    rows = ()
-    for k in tl.static_range(len(predictions)):
-        rows = rows + (b * strides[k],)
-    values = load_params(params, b, STRIDES, ACC)
-    return rows, values, affine_space(values, AFFINE)
+def first_elements(pointers, strides, place, live, space, SIZE: tl.constexpr, ACC: tl.constexpr):
+    """The fixed vectors' first element of a tile: the pivot that the tile's mean is taken from."""
+    return fixed_vectors(load_tile(pointers, strides, place, live, False), space, SIZE, ACC)
 
 
 @triton.jit
-def first_elements(predictions, rows, start, space, SIZE: tl.constexpr, ACC: tl.constexpr):
-    """The fixed vectors' first element of a tile: the pivot that the tile's mean is taken from."""
-    raw = ()
-    for k in tl.static_range(len(predictions)):
-        raw = raw + (tl.load(predictions[k] + rows[k] + start),)
-    return fixed_vectors(raw, space, SIZE, ACC)
+def tile_size(count, t, TILE: tl.constexpr):
+    """Elements of tile ``t``: the last one may be partial, and there is none beyond it."""
+    return tl.minimum(tl.maximum(count - t.to(tl.int64) * TILE, 0), TILE)
 
 
 @triton.jit
 def tile_sums(
-    raw,
-    first,
-    size,
-    space,
-    PAIRS: tl.constexpr,
-    CENTRED: tl.constexpr,
-    SIZE: tl.constexpr,
-    TILE: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """Partial sums of one tile: the means of the centred vectors, then the pairs' sums.
+    raw, first, inside, size, space, PAIRS: tl.constexpr, CENTRED: tl.constexpr, SIZE: tl.constexpr,
+    GROUPS: tl.constexpr, TILE: tl.constexpr, WHOLE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of one tile: ``(means, sums)`` of the centred vectors and of the pairs, ``[GROUPS, 1]`` each.
 
     Args:
-        raw: K blocks ``[TILE]``, zero beyond ``size``.
-        first: the fixed vectors' first elements.
-        size: elements of this tile (the last one may be partial).
+        raw: blocks, zero where not ``inside``.
+        first: the fixed vectors' first elements; size: how many elements there are.
         PAIRS: ``((centred, a, b), …)``; CENTRED: the vectors that need a mean.
     """
-    inside = tl.arange(0, TILE) < size
     vectors = fixed_vectors(raw, space, SIZE, ACC)
     means = ()
     centred = ()
-    for i in tl.static_range(len(CENTRED)):
-        shifted = tl.where(inside, vectors[CENTRED[i]] - first[CENTRED[i]], 0.0)
-        mean = tl.sum(shifted, axis=0) / size.to(ACC)
-        centred = centred + (tl.where(inside, shifted - mean, 0.0),)
-        means = means + (mean + first[CENTRED[i]],)
+    if len(CENTRED) > 0:
+        shifted = ()
+        parts = ()
+        for i in tl.static_range(len(CENTRED)):
+            shift = vectors[CENTRED[i]] - first[CENTRED[i]]
+            if not WHOLE:
+                shift = tl.where(inside, shift, 0.0)
+            shifted = shifted + (shift,)
+            parts = parts + (partial_sum(shift, GROUPS, TILE),)
+        totals = finish_sums(parts, GROUPS, TILE)
+        for i in tl.static_range(len(CENTRED)):
+            spread = totals[i] / tl.maximum(size, 1).to(ACC)
+            means = means + (spread + first[CENTRED[i]],)
+            if WHOLE:
+                centred = centred + (shifted[i] - spread,)
+            else:
+                centred = centred + (tl.where(inside, shifted[i] - spread, 0.0),)
     sums = ()
-    for i in tl.static_range(len(PAIRS)):
-        if PAIRS[i][0]:
-            product = centred[PAIRS[i][1]] * centred[PAIRS[i][2]]
-        else:
-            product = vectors[PAIRS[i][1]] * vectors[PAIRS[i][2]]
-        sums = sums + (tl.sum(product, axis=0),)
-    return means + sums
+    if len(PAIRS) > 0:
+        parts = ()
+        for i in tl.static_range(len(PAIRS)):
+            if PAIRS[i][0]:
+                product = centred[PAIRS[i][1]] * centred[PAIRS[i][2]]
+            else:
+                product = vectors[PAIRS[i][1]] * vectors[PAIRS[i][2]]
+            parts = parts + (partial_sum(product, GROUPS, TILE),)
+        sums = finish_sums(parts, GROUPS, TILE)
+    return means, sums

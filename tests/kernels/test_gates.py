@@ -1,0 +1,101 @@
+"""Every kernel compiles for every target, without a GPU, and is what it should be in machine code."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fastcfg_kernels import gates
+from fastcfg_kernels.aot import TARGETS, Compiled, compile_ahead
+from fastcfg_kernels.triton_backend import interpreting
+
+OLDEST = "3.6.0"
+KERNELS = {"row_kernel", "cooperative_kernel", "tile_kernel", "apply_kernel"}
+Rows = list[dict[str, Any]]
+
+
+def run_gates(cache: Path, *arguments: str, triton: Path | None = None) -> Rows:
+    # Triton chooses between its interpreter and its compiler when it is imported: this needs a process of its own.
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(cache)
+    if triton is not None:
+        environment["PYTHONPATH"] = str(triton)
+    command = [sys.executable, "-m", "fastcfg_kernels.gates", "--json", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    cache = tmp_path_factory.mktemp("triton")
+    others = [f"--target={name}" for name in TARGETS if name != "cuda:90"]
+    return run_gates(cache, "--target=cuda:90") + run_gates(cache, "--program=rescale", *others)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kernel_keeps_its_limits_on(target: str, rows: Rows) -> None:
+    found = [row for row in rows if row["compiled"]["target"] == target]
+    # Programs that wait for each other are NVIDIA's alone.
+    expected = KERNELS if target.startswith("cuda") else KERNELS - {"cooperative_kernel"}
+    assert {row["compiled"]["kernel"] for row in found} == expected
+    assert all(row["compiled"]["binary"] > 0 for row in found)
+
+
+def test_every_program_runs_in_one_launch_and_one_read(rows: Rows) -> None:
+    found = [row for row in rows if row["compiled"]["target"] == "cuda:90" and row["aligned"]]
+    if any(row["compiled"]["registers"] < 0 for row in found):
+        pytest.skip("Triton's wheel has no CUDA binary tools here")
+    for name, program in gates.programs().items():
+        kernels = {row["compiled"]["kernel"]: row["compiled"] for row in found if row["program"] == name}
+        assert set(kernels) >= ({"cooperative_kernel"} if program.reduces else {"apply_kernel"})
+        assert all(one["loads"] == 1.0 and one["load_bits"] == 128 for one in kernels.values()), name
+
+
+def test_the_limits_are_limits() -> None:
+    good = Compiled("row_kernel", "cuda:90", "row", 128, 0, 1.0, 128, 128, 3, 0, 700, 9000)
+    assert gates.broken(gates.Row("p", "bfloat16", 4096, True, good)) == []
+    for change, reason in (
+        ({"spills": 2}, "2 spill"),
+        ({"registers": 256}, "256 registers"),
+        ({"loads": 2.0}, "loaded 2.0 times"),
+        ({"load_bits": 32}, "loads of 32 bits"),
+        ({"store_bits": 16}, "stores of 16 bits"),
+        ({"float64": 1}, "1 float64"),
+        ({"binary": 0}, "no machine code"),
+    ):
+        bad = Compiled(**{**vars(good), **change})
+        (found,) = gates.broken(gates.Row("p", "bfloat16", 4096, True, bad))
+        assert reason in found
+        assert bool(gates.broken(gates.Row("p", "float64", 4096, True, bad))) == ("float64" not in change)
+
+
+@pytest.fixture(scope="module")
+def oldest() -> Path:
+    """A folder with the oldest Triton, put there once for all runs on this machine."""
+    folder = Path(tempfile.gettempdir()) / f"fastcfg-triton-{OLDEST}-py{sys.version_info[0]}{sys.version_info[1]}"
+    if not (folder / "complete").exists():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
+        done = subprocess.run([*command, f"triton=={OLDEST}"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"Triton {OLDEST} could not be fetched: {done.stderr.strip()[-300:]}")
+        (folder / "complete").touch()
+    return folder
+
+
+def test_the_oldest_triton_compiles_them_too(oldest: Path, tmp_path: Path) -> None:
+    rows = run_gates(tmp_path, "--brief", "--program=rescale", triton=oldest)
+    for target in TARGETS:
+        found = {row["compiled"]["kernel"] for row in rows if row["compiled"]["target"] == target}
+        assert found == (KERNELS if target.startswith("cuda") else KERNELS - {"cooperative_kernel"})
+
+
+@pytest.mark.skipif(not interpreting(), reason="the compiler is there")
+def test_the_interpreter_cannot_compile() -> None:
+    with pytest.raises(RuntimeError, match="target: Triton's interpreter is on"):
+        compile_ahead(gates.programs()["rescale"], torch.bfloat16, "cuda:90")
