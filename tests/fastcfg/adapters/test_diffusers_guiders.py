@@ -321,3 +321,13 @@ def test_bad_arguments_are_named() -> None:
         fused.FusedFrequencyDecoupledGuidance(start=[0.1])
     with pytest.raises(ValueError, match="seg_guidance_layers"):
         fused.FusedSmoothedEnergyGuidance(guidance_scale=1.0)
+
+
+def test_the_page_names_every_guider() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "guiders.md").read_text()
+    for name in fused.__all__:
+        if name.endswith("Guidance") and name != "PipelineGuidance":
+            assert f"`{name}" in page, name
+    ours = {name for name in fused.__all__ if name.startswith("Fused")}
+    theirs = {name for name in dir(stock) if name.endswith("Guidance") and name != "BaseGuidance"}
+    assert ours == {f"Fused{name}" for name in theirs}, "a guider of diffusers without a counterpart"

@@ -292,3 +292,21 @@ def test_momentum_of_a_guider_whose_run_begins_late() -> None:
 def test_arguments_given_by_place_reach_the_config() -> None:
     assert stock.ClassifierFreeGuidance(3.0).new().guidance_scale == 7.5
     assert fused.FusedClassifierFreeGuidance(3.0).new().guidance_scale == 3.0
+
+
+def test_between_the_runs_of_a_model_that_ends_early() -> None:
+    """The first guider of a two-model pipeline is last called before the run is over."""
+    theirs, ours = (
+        package(guidance_scale=4.0, stop=0.25)
+        for package in (stock.ClassifierFreeGuidance, fused.FusedClassifierFreeGuidance)
+    )
+    for guider in (theirs, ours):
+        for step in range(4):
+            guider.set_state(step=step, num_inference_steps=10, timestep=torch.tensor(0))
+            batches = guider.prepare_inputs({"x": (None, None)})
+            assert len(batches) == guider.num_conditions == (2 if step < 2 else 1)
+            for batch in batches:
+                batch.noise_pred = GIVEN["pred_cond"]
+            guider(batches)
+    assert theirs.num_conditions == 1
+    assert ours.num_conditions == 2, "the next run begins with two"
