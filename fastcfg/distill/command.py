@@ -69,6 +69,8 @@ def task_of(options: Options) -> Task:
         make = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"task: expected module:function, got {options.task!r} ({error})") from error
+    if not callable(make):
+        raise ValueError(f"task: expected module:function, got {options.task!r}, a {type(make).__name__}")
     task = make(rule)
     if not isinstance(task, Task):
         raise ValueError(f"task: {options.task} returned {type(task).__name__}, not a fastcfg.distill.Task")
