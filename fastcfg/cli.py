@@ -155,9 +155,7 @@ def distill(
 def export(
     model: Annotated[
         str,
-        typer.Argument(
-            help="demo, a diffusers model's folder, a student's file, a graph NAME.onnx, or MODULE:FUNCTION."
-        ),
+        typer.Argument(help="demo, a diffusers model's folder, a student's file, a graph .onnx or MODULE:FUNCTION."),
     ] = "demo",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The graph to write, NAME.onnx.")] = None,
     rule: Annotated[str, typer.Option(help="A rule's name, its JSON, a JSON file, or none for a student.")] = (

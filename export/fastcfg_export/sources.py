@@ -48,7 +48,8 @@ def resolve_model(name: str, dtype: torch.dtype = torch.float32) -> GraphModel:
         except (ImportError, AttributeError) as error:
             raise ValueError(f"model: expected MODULE:FUNCTION, {name!r} cannot be read ({error})") from None
     else:
-        model = _from_folder(Path(name), dtype)
+        # Which of its parts stay in float32 is the model's own affair.
+        return adapt(_from_folder(Path(name), dtype).eval().requires_grad_(False))
     if isinstance(model, GraphModel):
         return model
     if isinstance(model, torch.nn.Module):
@@ -93,7 +94,7 @@ def parse_rule(text: str) -> fastcfg.Rule | None:
     try:
         return fastcfg.Rule.from_json(data) if data.startswith("{") else fastcfg.Rule.from_dict({"type": data})
     except (ValueError, TypeError) as error:
-        raise ValueError(f"rule: {error}") from None
+        raise ValueError(f"rule: {str(error).removeprefix('rule: ')}") from None
 
 
 def parse_profile(texts: Sequence[str], axes: dict[str, Axis]) -> dict[str, Axis]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Row:
     @property
     def ok(self) -> bool:
         """Whether the difference is that of rounding."""
-        return self.difference <= ALLOWED * max(self.control, 1.0)
+        return math.isfinite(self.difference) and self.difference <= ALLOWED * max(self.control, 1.0)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,9 @@ def test_the_comparison_can_fail(exported: Exported, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "other.onnx")
     parity = verify(tmp_path / "other.onnx", exported.module, cases=CASES[:1])
     assert not parity.ok and parity.worst.difference > 100
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, np.nan, dtype=np.float32), weight.name))
+    onnx.save(model, tmp_path / "nan.onnx")
+    assert not verify(tmp_path / "nan.onnx", exported.module, cases=CASES[:1]).ok
 
 
 def test_a_graph_that_the_checker_refuses(exported: Exported, tmp_path: Path) -> None:
