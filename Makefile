@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo test bench check clean
+.PHONY: help demo test bench check docs clean
 
 help:
 	@echo "make demo   guide a real diffusion model; pictures and tables in outputs/demo"
 	@echo "make test   the test suite"
 	@echo "make bench  measure this machine against the peers"
 	@echo "make check  ruff and mypy"
+	@echo "make docs   the documentation, in outputs/site; a warning is an error"
 	@echo "make clean  remove the environment and outputs"
 
 $(VENV)/.ready: pyproject.toml
@@ -36,6 +37,9 @@ check: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) outputs build *.egg-info

@@ -17,29 +17,30 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist and the wheel made of it."""
     # A copy without build leftovers, and no network: the build backend is the one that is installed.
     source = tmp_path_factory.mktemp("source") / "fastcfg"
     leave = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "outputs", "tests", "benchmarks", "*.pt")
     shutil.copytree(ROOT, source, ignore=leave)
-    target = tmp_path_factory.mktemp("wheel")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        target,
-        source,
-    ]
+    target = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", target, source]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PIP_NO_INDEX": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
-    (built,) = target.glob("*.whl")
-    assert built.name.startswith(f"fastcfg-{fastcfg.__version__}-py3-none-any")
-    return zipfile.ZipFile(built)
+    return target
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> zipfile.ZipFile:
+    (found,) = built.glob("*.whl")
+    assert found.name.startswith(f"fastcfg-{fastcfg.__version__}-py3-none-any")
+    return zipfile.ZipFile(found)
+
+
+def test_an_index_would_take_both(built: Path) -> None:
+    command = [sys.executable, "-m", "twine", "check", "--strict", *built.iterdir()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("PASSED") == 2, done.stdout + done.stderr
 
 
 def test_top_levels(wheel: zipfile.ZipFile) -> None:
