@@ -164,7 +164,7 @@ class CFGDenoiser:
     def _follow(self, rule: Rule, sigma: Tensor) -> None:
         if not (rule.lowered.extras or rule.lowered.updates):
             return
-        if self._last is not None and self._last.shape == sigma.shape and bool((sigma > self._last).any()):
+        if self._last is not None and (self._last.shape != sigma.shape or bool((sigma > self._last).any())):
             self.state.reset()
         self._last = sigma
 

@@ -30,7 +30,7 @@ class FusedClassifierFreeGuidanceLogitsProcessor(UnbatchedClassifierFreeGuidance
       and rows of ``unconditional_ids`` are repeated for the beams and returned sequences of a prompt;
     - left padding in ``unconditional_attention_mask`` counts in the positions, as it does in ``generate``.
 
-    ``guidance_scale`` may also be a tensor ``[B]``. Give it as ``generate(..., logits_processor=[processor])`` and leave
+    ``guidance_scale`` may also be a tensor ``[B]``. Give it as ``generate(..., logits_processor=[processor])``, with
     ``generate``'s own ``guidance_scale`` unset.
     """
 

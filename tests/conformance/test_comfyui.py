@@ -140,4 +140,9 @@ def test_both_interfaces_say_the_same() -> None:
         assert (info.category, info.display_name) == (first.CATEGORY, pack.NODE_DISPLAY_NAME_MAPPINGS[schema.node_id])
     model = client.patcher("eps")
     by_id = {node.GET_SCHEMA().node_id: node for node in nodes}
-    assert by_id["FastcfgCFG"].execute(model=model)[0].model_options["sampler_cfg_function"]
+    for node in nodes:
+        node.VALIDATE_CLASS()
+    # What the executor calls.
+    clone = by_id["FastcfgCFG"].PREPARE_CLASS_CLONE(None)
+    result = getattr(clone, by_id["FastcfgCFG"].FUNCTION)(model=model)
+    assert result.args[0].model_options["sampler_cfg_function"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor
@@ -22,8 +23,6 @@ def comfy(name: str) -> Any:
     Raises:
         ImportError: outside of ComfyUI.
     """
-    from importlib import import_module
-
     try:
         return import_module(f"comfy.{name}")
     except ImportError as error:
@@ -55,7 +54,7 @@ def guided(
     made: tuple[Stage, ...], predictions: Mapping[str, Tensor], x: Tensor, sigma: Tensor, model: Any, memory: Memory
 ) -> Tensor:
     """The guided clean sample of a step."""
-    stateful = any(stage.rule.lowered.extras for stage in made)
+    stateful = any(stage.rule.lowered.extras or stage.rule.lowered.updates for stage in made)
     state = memory.follow(sigma) if stateful else memory.state
     space = prediction_at(model, sigma, x, {stage.kind for stage in made})
     return combine(made, predictions, x, space, state)
@@ -122,9 +121,10 @@ class Guidance:
     def _pass(self, name: str, args: Mapping[str, Any]) -> Tensor:
         """A prediction of the recipe's own, run here where another node's hook has run the batch."""
         memory = memory_of(self, args["model_options"])
-        if memory.x is not args["input"] or name not in memory.passes:
+        if memory.x is not args["input"]:
+            memory.x, memory.passes = args["input"], {}
+        if name not in memory.passes:
             [memory.passes[name]] = self._run(args, [self._encoded(name, memory, args)])
-            memory.x = args["input"]
         return memory.passes[name]
 
     def _encoded(self, name: str, memory: Memory, args: Mapping[str, Any]) -> Any:

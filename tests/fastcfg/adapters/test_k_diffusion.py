@@ -142,6 +142,11 @@ def test_momentum_lasts_a_run() -> None:
     assert torch.equal(euler(denoiser, noise(), SIGMAS, extra), first), "the noise rises: a new run"
     denoiser.reset()
     assert torch.equal(euler(denoiser, noise(), SIGMAS, extra), first)
+    one = {"uncond": U[:1], "cond": C[:1]}
+    assert torch.equal(
+        euler(denoiser, noise()[:1], SIGMAS[2:], one)[0],
+        euler(CFGDenoiser(Inner(), rule), noise()[:1], SIGMAS[2:], one)[0],
+    )
     x, average = noise().double(), 0.0
     for sigma, after in zip(SIGMAS[:-1].double(), SIGMAS[1:].double(), strict=True):
         u, c = (x0(x, sigma.expand(2), value) for value in (U, C))
