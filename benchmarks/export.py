@@ -42,6 +42,7 @@ RULES: dict[str, fastcfg.Rule] = {
 }
 GUIDED = ("unet", "sdxl", "sd3", "flux", "wan")
 STUDENTS = ("lcm", "flux-guidance")
+LARGE = "SD 1.5-sized"
 
 
 def _model(name: str, dtype: torch.dtype) -> nn.Module:
@@ -125,7 +126,7 @@ def _sd15(folder: Path) -> dict[str, Any]:
     finally:
         torch.set_default_dtype(before)
     small = [({"batch": 1, "tokens": 77, "height": 16, "width": 24}, {"scale": 7.5})]
-    return _row("SD 1.5-sized", "CFG, rescale 0.7", model, folder, build=True, cases=small)
+    return _row(LARGE, "CFG, rescale 0.7", model, folder, build=True, cases=small)
 
 
 def _versions() -> dict[str, str]:
@@ -191,9 +192,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sd15", action="store_true", help="also the SD 1.5-sized U-Net")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there, and measure the others")
+    parser.add_argument("--only", metavar="MODEL", help="this model alone, keeping the rows of the others")
     options = parser.parse_args()
     target = RESULTS / "export.json"
-    rows: list[dict[str, Any]] = json.loads(target.read_text())["rows"] if options.resume and target.exists() else []
+    rows: list[dict[str, Any]] = []
+    if target.exists() and (options.resume or options.only):
+        rows = [row for row in json.loads(target.read_text())["rows"] if row["model"] != options.only]
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
@@ -203,12 +207,16 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         there = {_key(row) for row in rows}
-        if not any(model == "demo" for model, _, _ in there):
+
+        def wanted(name: str, rule: str, dtype: torch.dtype) -> bool:
+            return options.only in (None, name) and (name, rule, str(dtype).removeprefix("torch.")) not in there
+
+        if wanted("demo", "CFG, rescale 0.7", torch.float32):
             add(_demo(Path(folder)))
         for name, rule, dtype, build in _cases():
-            if (name, rule, str(dtype).removeprefix("torch.")) not in there:
+            if wanted(name, rule, dtype):
                 add(_row(name, rule, _model(name, dtype), Path(folder), build=build))
-        if options.sd15 and not any(model.startswith("SD") for model, _, _ in there):
+        if (options.sd15 or options.only == LARGE) and wanted(LARGE, "CFG, rescale 0.7", torch.float16):
             add(_sd15(Path(folder)))
 
 
