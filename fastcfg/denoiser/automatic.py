@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batching import Unbatchable
+from .batching import Unbatchable, capturing
 from .passes import Batched, Pass, Sequential
 
 __all__ = ["Auto", "fits"]
@@ -62,13 +62,16 @@ class Auto:
         if count == 1:
             return self.sequential.run(x, t, passes)
         kind = x.device.type
-        if kind != "cuda":
-            if kind == "cpu" and count * x.numel() > CPU_ELEMENTS:
-                return self.sequential.run(x, t, passes)
-            return self._try(x, t, passes)
-        key = (count, x.shape, x.dtype, x.device)
+        if kind == "cuda":
+            return self._on_cuda(x, t, passes)
+        if kind == "cpu" and count * x.numel() > CPU_ELEMENTS:
+            return self.sequential.run(x, t, passes)
+        return self._try(x, t, passes)
+
+    def _on_cuda(self, x: Tensor, t: Any, passes: Sequence[Pass]) -> dict[str, Tensor]:
+        key = (len(passes), x.shape, x.dtype, x.device)
         known = self._fits.get(key)
-        if known is None and not (torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()):
+        if known is None and not (torch.compiler.is_compiling() or capturing(x)):
             return self._measured(x, t, passes, key)
         if known is False:
             return self.sequential.run(x, t, passes)

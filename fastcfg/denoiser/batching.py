@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..conditions import same_condition
 
-__all__ = ["Buffers", "Padding", "Unbatchable", "stack_arguments"]
+__all__ = ["Buffers", "Padding", "Unbatchable", "capturing", "stack_arguments"]
 
 Arguments = Mapping[str, Any]
 
@@ -221,4 +221,9 @@ def _keeps(tensor: Tensor) -> bool:
     """Whether what is made of a tensor may outlive the step: no graph of any kind is being made of it."""
     if torch.compiler.is_compiling() or (tensor.requires_grad and torch.is_grad_enabled()):
         return False
-    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+    return not capturing(tensor)
+
+
+def capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured where the tensor is."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

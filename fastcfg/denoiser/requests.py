@@ -259,7 +259,7 @@ class Requests:
         if not planned.rule.prepares and lowered.program.params:
             names = lowered.program.params
             columns = [[one.rule.lowered.params[name] for one in group.plans] for name in names]
-            table = torch.tensor(columns, dtype=dtype).to(x.device, non_blocking=True)
+            table = _on_device(columns, dtype, x.device)
             params = dict(zip(names, table.unbind(0), strict=True))
         states = [member.state for member in members]
         state = gather_states(states, {*lowered.extras, *lowered.updates})
@@ -277,8 +277,12 @@ class Requests:
         return guided
 
 
+def _on_device(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
 def _index(numbers: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return _on_device(numbers, torch.int64, device)
 
 
 def _rows_of(prediction: Prediction, x: Tensor, members: Sequence[int]) -> dict[str, Any]:

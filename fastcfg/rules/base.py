@@ -90,18 +90,23 @@ class Lowered:
             scaled, masked: with an elementwise factor of the deltas; with a mask of the sums.
         """
         key = (affine, step, scaled, masked)
-        if key not in self._variants:
-            self._variants[key] = _compile_variant(self, *key)
+        _make_variant(self, key)
         return self._variants[key]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _compile_variant(lowered: Lowered, affine: bool, step: int, scaled: bool, masked: bool) -> fk.Program:
-    from ..samplers.step import STAGES
+def _make_variant(lowered: Lowered, key: tuple[bool, int, bool, bool]) -> bool:
+    """See that the variant is there: torch.compile runs this as it is, and then reads the program by its place."""
+    if key not in lowered._variants:
+        from ..samplers.step import STAGES
 
-    stages = lowered.stages if step < 0 else (*lowered.stages, STAGES[step])
-    outputs = 1 + len(lowered.updates)
-    return fk.compile_program(lowered.predictions, stages, lowered.extras, outputs, affine, scaled, masked)
+        affine, step, scaled, masked = key
+        stages = lowered.stages if step < 0 else (*lowered.stages, STAGES[step])
+        outputs = 1 + len(lowered.updates)
+        lowered._variants[key] = fk.compile_program(
+            lowered.predictions, stages, lowered.extras, outputs, affine, scaled, masked
+        )
+    return True
 
 
 @dataclass(frozen=True)

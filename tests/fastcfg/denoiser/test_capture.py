@@ -23,6 +23,7 @@ from fastcfg import (
     State,
     schedules,
 )
+from fastcfg.samplers import DPMSolver2M, Step
 
 from .models import draw
 
@@ -145,8 +146,6 @@ def test_a_rule_without_schedules_compiles_as_it_is(model: Net) -> None:
     "rule", [CFG(schedules.Linear(2.0, 5.0)), GatedCFG(4.0, every=3), InDomain(CFG(4.0, rescale=0.5), "x0")], ids=repr
 )
 def test_a_solver_s_steps_are_one_piece(rule: Rule, backend: str, model: Net) -> None:
-    from fastcfg.samplers import DPMSolver2M
-
     products = torch.linspace(0.02, 0.999, 9, dtype=torch.float64)
     sampler = Sampler.vp(products, solver=DPMSolver2M(), timesteps=torch.linspace(1.0, 0.1, 8))
     counter = CompileCounter()
@@ -161,6 +160,19 @@ def test_a_solver_s_steps_are_one_piece(rule: Rule, backend: str, model: Net) ->
     torch.testing.assert_close(results[0], results[1], rtol=2.0**-17, atol=2.0**-17)
     pieces = 2 if isinstance(rule, GatedCFG) else 1
     assert captured.pieces == pieces and counter.frame_count == (pieces if backend == "compile" else 0)
+
+
+def test_a_compiled_step_takes_all_steps_of_a_solver(model: Net) -> None:
+    sampler = Sampler.flow([1.0, 0.75, 0.5, 0.25, 0.0], timesteps=[1.0, 0.75, 0.5, 0.25])
+    counter = CompileCounter()
+    denoiser = GuidedDenoiser(model, CFG(4.0, rescale=0.5))
+    compiled = torch.compile(partial(denoiser.step, conditions=GIVEN), fullgraph=True, backend=counter)
+    x = y = X
+    for step in sampler:
+        t = torch.full((2,), step.timestep)
+        x, y = compiled(x, Step.stack([step]), t=t), denoiser.step(y, step, conditions=GIVEN, t=t)
+        torch.testing.assert_close(x, y, rtol=2.0**-18, atol=2.0**-18)
+    assert counter.frame_count == 1
 
 
 def test_two_requests_with_one_captured_step_keep_their_states_apart(model: Net) -> None:

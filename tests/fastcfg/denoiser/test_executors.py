@@ -242,6 +242,40 @@ def test_a_batch_fits_with_a_tenth_to_spare() -> None:
     assert fits(activation=0, passes=9, free=0)
 
 
+@pytest.mark.parametrize(("free", "sizes"), [(500, [2, 2, 4, 4]), (400, [2, 2, 2, 2, 2, 2])])
+def test_auto_s_choice_by_memory(free: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first pass raises the peak to 1,000 with 800 allocated; 60 of what is free is the allocator's reserve.
+    peaks = iter([1000, 5000])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 800)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(peaks))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 860)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - 60, 9999))
+    auto, model = Auto(), Counting()
+    passes = [Pass(name, kwargs, model) for name, kwargs in labels("uncond", "cond").items()]
+    found = [auto._on_cuda(X, 0.5, passes) for _ in range(3)]
+    assert model.sizes == sizes, "2 passes of 200 fit 0.9 of 500 and not of 400"
+    assert all(torch.equal(one["cond"], found[0]["cond"]) for one in found)
+    auto.reset()
+    auto._on_cuda(X, 0.5, passes)
+    assert next(peaks, None) is None, "measured anew after a reset"
+
+
+def test_a_batch_that_runs_out_of_memory_is_repeated_pass_by_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Small(Counting):
+        def __call__(self, x: torch.Tensor, *arguments: Any, **kwargs: Any) -> Any:
+            result = super().__call__(x, *arguments, **kwargs)
+            if x.shape[0] > 2:
+                raise torch.OutOfMemoryError("no room")
+            return result
+
+    auto, model = Auto(), Small()
+    monkeypatch.setattr(auto, "_measured", lambda x, t, passes, key: auto._fits.update({key: True}) or {})
+    passes = [Pass(name, kwargs, model) for name, kwargs in labels("uncond", "cond").items()]
+    for _ in range(3):
+        found = auto._on_cuda(X, 0.5, passes)
+    assert model.sizes == [4, 2, 2, 2, 2] and list(found) == ["uncond", "cond"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="measures the memory of a GPU; there is none")
 def test_auto_measures_the_first_step_of_a_shape_on_a_gpu() -> None:
     model, x = Counting(), X.cuda()
