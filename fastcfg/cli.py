@@ -28,10 +28,22 @@ def main() -> None:
 
 
 @app.command()
-def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run the launch strategies on this GPU first, and record what passed.")
+    ] = False,
+) -> None:
     """Versions, devices, and which backends can run here and why not."""
     from .info import collect
 
+    if verify:
+        from .verify import command
+
+        try:
+            command(console)
+        except (ImportError, OSError, RuntimeError) as error:
+            raise _fail(error) from None
     found = collect()
     if as_json:
         print(json.dumps(found, indent=2))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from fastcfg_kernels import cpp_build, inductor, triton_backend
+from fastcfg_kernels.verified import device_key, verified
 
 from .version import __version__
 
@@ -42,6 +43,18 @@ def _devices() -> list[str]:
     return found
 
 
+def _cooperative() -> Availability:
+    """The strategy whose programs wait for each other: NVIDIA's GPUs, once it has passed there."""
+    if not torch.cuda.is_available():
+        reason: str | None = "no CUDA device"
+    elif (reason := triton_backend.unavailable(torch.device("cuda"))) is None and not torch.version.hip:
+        known = "cooperative" in verified(device_key(torch.cuda.current_device()))
+        reason = None if known else "not verified on this device: fastcfg info --verify"
+    elif reason is None:
+        reason = "AMD's GPUs run such launches one after the other"
+    return Availability("triton cooperative", "cuda", reason is None, reason or "")
+
+
 def backends() -> list[Availability]:
     """Every backend and launch strategy, on the CPU and on the first GPU."""
     rows = [Availability("torch", "any", True, "torch operations; differentiable and traceable")]
@@ -55,7 +68,7 @@ def backends() -> list[Availability]:
             reason = triton_backend.unavailable(torch.device(device))
         for strategy in ("row", "two_launch"):
             rows.append(Availability(f"triton {strategy}", device, reason is None, reason or ""))
-    rows.append(Availability("triton cooperative", "cuda", False, "not part of this version"))
+    rows.append(_cooperative())
     return rows
 
 
