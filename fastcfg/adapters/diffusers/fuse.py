@@ -127,6 +127,7 @@ def fuse(
             continue
         else:
             made = fuse_guider(guider, numerics=numerics)
+        made._diffusers_load_id = "null"  # As a ComponentSpec marks what it makes; else diffusers warns of each swap.
         if isinstance(made, ConditionGuider):
             made.scheduler = getattr(pipe, "scheduler", None)
         report.swapped[name] = (guider, made)

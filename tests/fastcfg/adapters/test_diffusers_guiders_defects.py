@@ -22,6 +22,7 @@ from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d
 from torch import Tensor, nn
 
 import fastcfg.adapters.diffusers as fused
+from fastcfg import Autoguidance, Perturbed
 from fastcfg.adapters.diffusers.guider_smoothing import blur_queries
 
 GIVEN = {f"pred_{n}": t for n, t in draw(("uncond", "cond"), (2, 4, 16, 32), torch.float64).items()}
@@ -83,6 +84,22 @@ def test_the_weakened_pass_is_the_twins_where_cfg_is_on(name: str, model: nn.Mod
     assert list(ours) == list(theirs) == ["pred_cond", "pred_uncond", "pred_cond_skip"]
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert not torch.equal(ours["pred_cond_skip"], ours["pred_cond"])
+
+
+def test_a_rule_weakens_the_conditional_pass(model: nn.Module) -> None:
+    """So does autoguidance by its paper; diffusers' AutoGuidance weakens the negative one."""
+    twin = run(
+        fused.FusedSkipLayerGuidance(**weak("SkipLayerGuidance", guidance_scale=4.0, **SKIP["SkipLayerGuidance"])),
+        model,
+    )
+    three = run(fused.RuleGuidance(Perturbed(4.0, 2.0), perturbed={"indices": [1]}), model)
+    assert list(three) == ["pred_cond", "pred_uncond", "pred_perturbed"]
+    two = run(fused.RuleGuidance(Autoguidance(2.0), perturbed={"indices": [1]}), model)
+    assert list(two) == ["pred_cond", "pred_perturbed"]
+    assert torch.equal(three["pred_perturbed"], twin["pred_cond_skip"])
+    assert torch.equal(two["pred_perturbed"], twin["pred_cond_skip"])
+    theirs = run(stock.AutoGuidance(auto_guidance_config=LayerSkipConfig(indices=[1]), dropout=1.0), model)
+    assert not torch.equal(theirs["pred_uncond"], twin["pred_cond_skip"])
 
 
 @pytest.mark.parametrize("name", SKIP)

@@ -1,6 +1,8 @@
 """Modular pipelines of diffusers with their own guiders and with fused ones, and what :func:`fuse` says it did."""
 
+import contextlib
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +14,11 @@ pytest.importorskip("transformers")
 
 from conformance.guider_twins import KORNIA
 from conformance.tiny_modular import TOKENS, WIDTH, drawn, pictures, sdxl, wan
-from diffusers import DDIMScheduler, DDPMPipeline, LayerSkipConfig, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, FlowMatchEulerDiscreteScheduler, LayerSkipConfig, UNet2DModel
 from diffusers import guiders as stock
 from diffusers.guiders.guider_utils import BaseGuidance
+from diffusers.modular_pipelines.ltx2.denoise import LTX2LoopDenoiser
+from diffusers.modular_pipelines.modular_pipeline import BlockState
 from diffusers.modular_pipelines.wan.decoders import WanVaeDecoderStep
 
 import fastcfg.adapters.diffusers as fused
@@ -189,6 +193,50 @@ def test_what_a_rule_guider_lacks_is_named() -> None:
         pictures(wan(), guider)
     with pytest.raises(ValueError, match="scheduler"):
         pictures(wan(), fused.RuleGuidance(InDomain(APG(5.0))))
+
+
+class Joint(torch.nn.Module):
+    """What LTX-2's denoiser block calls, with predictions that depend on a pass's inputs and flags."""
+
+    def cache_context(self, name: str) -> Any:
+        return contextlib.nullcontext()
+
+    def forward(self, hidden_states: Tensor, audio_hidden_states: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
+        flags = 0.5 * given["isolate_modalities"] + 0.25 * bool(given["spatio_temporal_guidance_blocks"])
+        moved = given["encoder_hidden_states"].mean() + flags
+        return torch.sin(hidden_states + moved), torch.cos(audio_hidden_states + moved)
+
+
+@pytest.mark.parametrize("numerics", ["fp32", "eager"])
+def test_video_and_audio_of_ltx2(numerics: str) -> None:
+    """diffusers' own denoiser block, which asks both guiders for their passes and runs each once."""
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(4)
+    common = {"guidance_rescale": 0.7 if numerics == "fp32" else 0.0}
+    video = {"guidance_scale": 3.0, "stg_scale": 1.0, "spatio_temporal_guidance_blocks": [1], **common}
+    audio = {"guidance_scale": 7.0, "modality_scale": 3.0, "stop": 0.6, **common}
+    kinds = ("connector_prompt_embeds", "connector_audio_prompt_embeds", "connector_attention_mask")
+    fields = {kind: drawn(1, 6, 4, seed=3) for kind in kinds}
+    fields |= {f"negative_{kind}": drawn(1, 6, 4, seed=4) for kind in kinds}
+    fields |= {"num_frames": 9, "height": 64, "width": 64, "frame_rate": 24.0, "motion_speed": 1.0}
+    fields |= {"use_cross_timestep": True, "attention_kwargs": None, "denoiser_input_fields": {}}
+    fields |= {"num_inference_steps": 4, "audio_scheduler": scheduler}
+    for kind, shape in (("", (1, 12, 8)), ("audio_", (1, 5, 8))):
+        latents = drawn(*shape, seed=1).double()
+        fields |= {f"{kind}latents": latents, f"{kind}latent_model_input": latents}
+    results = []
+    for cls, options in ((stock.LTX2Guidance, {}), (fused.FusedLTX2Guidance, {"numerics": numerics})):
+        components = SimpleNamespace(transformer=Joint(), scheduler=scheduler)
+        components.guider, components.audio_guider = cls(**video, **options), cls(**audio, **options)
+        components.vae_temporal_compression_ratio, components.vae_spatial_compression_ratio = 8, 32
+        for step, timestep in enumerate(scheduler.timesteps):
+            state = BlockState(**fields, video_timestep=timestep, audio_timestep=timestep)
+            LTX2LoopDenoiser()(components, state, i=step, t=timestep)
+            results.append((state.noise_pred_video, state.noise_pred_audio))
+    for theirs, ours in zip(results[:4], results[4:], strict=True):
+        for expected, got in zip(theirs, ours, strict=True):
+            assert expected.dtype == torch.float64 and (numerics == "fp32" or torch.equal(got, expected))
+            torch.testing.assert_close(got, expected, rtol=0, atol=2.0**-40)
 
 
 # --- fuse -------------------------------------------------------------------------------------------------------------
