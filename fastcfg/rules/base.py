@@ -11,11 +11,11 @@ from functools import cached_property, wraps
 from typing import Any, ClassVar, cast
 
 import fastcfg_kernels as fk
-import torch
 from torch import Tensor
 
 from ..combination import check_choice
 from ..schedules import Schedule, check_step
+from ..tracing import constant_when_traced
 
 __all__ = ["Lowered", "Parameter", "Rule", "check_choice", "number_or_schedule", "registry"]
 
@@ -94,7 +94,7 @@ class Lowered:
         return self._variants[key]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_traced
 def _make_variant(lowered: Lowered, key: tuple[bool, int, bool, bool]) -> bool:
     """See that the variant is there: torch.compile runs this as it is, and then reads the program by its place."""
     if key not in lowered._variants:
