@@ -63,7 +63,8 @@ class Pair:
     """A node of ours and ComfyUI's.
 
     Attributes:
-        right: whether ComfyUI's is right for video, and for a batch; else it is given images of one sample.
+        video, batch: whether ComfyUI's is right for video, and for a batch; else it is given images, of one sample.
+        frames: whether it is right for the frames of a video one by one.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Pair:
     theirs: Callable[[Any, Any], Any]
     video: bool = True
     batch: bool = True
+    frames: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -107,6 +109,23 @@ PAIRS = [
         "RenormCFG",
         lambda m: ours("FastcfgNormCap", model=m, cap=0.9, mode="cap", over="sample", space="x0"),
         lambda k, m: k.lumina2.RenormCFG.execute(m, 100.0, 0.9)[0],
+        batch=False,
+    ),
+    Pair(
+        "EpsilonScaling",
+        lambda m: ours("FastcfgEpsilonScaling", model=m, factor=1.05),
+        lambda k, m: k.eps.EpsilonScaling.execute(m, 1.05)[0],
+    ),
+    Pair(
+        "FreSca",
+        lambda m: ours("FastcfgFreSca", model=m, low=0.8, high=1.25, cutoff=2),
+        lambda k, m: k.fresca.FreSca.execute(m, 0.8, 1.25, 2)[0],
+        frames=True,
+    ),
+    Pair(
+        "Mahiro",
+        lambda m: ours("FastcfgMahiro", model=m),
+        lambda k, m: k.mahiro.Mahiro.execute(m)[0],
         batch=False,
     ),
 ]  # fmt: skip

@@ -11,12 +11,13 @@ from typing import Any
 
 from .guider_nodes import GUIDER_NODES
 from .modifier_nodes import MODIFIER_NODES
+from .result_nodes import RESULT_NODES
 from .rule_nodes import RULE_NODES
 from .spec import v1, v3
 
 __all__ = ["NODES", "NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "comfy_entrypoint"]
 
-NODES = (*RULE_NODES, *MODIFIER_NODES, *GUIDER_NODES)
+NODES = (*RULE_NODES, *MODIFIER_NODES, *RESULT_NODES, *GUIDER_NODES)
 """Every node, as it is described for both interfaces."""
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {node.name: v1(node) for node in NODES}

@@ -9,7 +9,6 @@ from typing import Any
 from ...combination import check_choice
 from ...rules import Clamp, NormCap, Rescale, Rule
 from ...schedules import Cosine, Exponential, Linear, Schedule
-from ...thresholding import dynamic_threshold
 from .hooks import attach, recipe_of
 from .perturbed import Patch, attach_perturbed, layers, skip_attention, skip_layer
 from .recipe import Modifier
@@ -51,18 +50,6 @@ def _norm_cap(model: Any, cap: float, mode: str, over: str, space: Space) -> Any
 
 def _clamp(model: Any, deviations: float, space: Space) -> Any:
     return _changed(model, lambda rule: Clamp(rule, deviations), space)
-
-
-def _threshold(model: Any, quantile: float, cap: float, bound: float) -> Any:
-    if 0 < cap < 1:
-        raise ValueError(f"cap: expected 0 (none) or a number of 1 or more, got {cap}")
-
-    def threshold(args: dict[str, Any]) -> Any:
-        return dynamic_threshold(args["denoised"] / bound, quantile=quantile, cap=cap or None) * bound
-
-    clone = model.clone()
-    clone.set_model_sampler_post_cfg_function(threshold)
-    return clone
 
 
 _CURVES: dict[str, Callable[[float, float], Schedule]] = {
@@ -123,17 +110,6 @@ MODIFIER_NODES = (
         "Clips the guided result to some standard deviations of cond; after any guidance node.",
         (MODEL, number("deviations", 4.0, 0.1, 100.0, 0.1, "The bound."), space("x0")),
         _clamp,
-    ),
-    Node(
-        "FastcfgDynamicThreshold", "Dynamic thresholding (fastcfg)",
-        "Brings clean samples into range by their own quantile (Imagen, 2205.11487); made for models of pixels.",
-        (
-            MODEL,
-            number("quantile", 0.995, 0.0, 1.0, 0.001, "Quantile of a sample's absolute values."),
-            number("cap", 0.0, 0.0, 100.0, 0.1, "Largest divisor, from 1; 0 is none."),
-            number("bound", 1.0, 0.01, 100.0, 0.01, "The range, 1 for pixels; latents need their own."),
-        ),
-        _threshold,
     ),
     Node(
         "FastcfgSchedule", "CFG schedule (fastcfg)",

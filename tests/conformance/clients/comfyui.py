@@ -24,7 +24,7 @@ __all__ = ["WHY", "Net", "conditioning", "load", "patcher", "pattern", "sample",
 _ROOT = os.environ.get("COMFYUI_PATH")
 WHY = None if _ROOT else "COMFYUI_PATH names no checkout of ComfyUI"
 
-_NODES = "perpneg apg cfg tcfg model_advanced lumina2 slg pag custom_sampler"
+_NODES = "perpneg apg cfg tcfg model_advanced lumina2 slg pag custom_sampler eps mahiro fresca"
 
 
 @cache

@@ -6,7 +6,6 @@ import pytest
 import torch
 from conformance.oracles import projection as oracles
 
-from fastcfg import dynamic_threshold
 from fastcfg.adapters.comfyui.recipe import spaces, stages
 from fastcfg.adapters.comfyui.space import kind_of
 
@@ -72,16 +71,6 @@ def test_any_order_of_modifiers_runs() -> None:
     ):  # fmt: skip
         model = apply(node, model, **inputs)
     assert fake.run(model, noise((2, 4, 6, 8)), 6.0, SIGMAS).isfinite().all()
-
-
-def test_dynamic_threshold_is_the_last_word() -> None:
-    model = apply("FastcfgDynamicThreshold", fake.Patcher(), quantile=0.9, bound=2.0)
-    x = noise((2, 4, 6, 8))
-    got = one_call(model, x, 5.0, 2.0)[0]
-    assert torch.equal(got, dynamic_threshold(one_call(fake.Patcher(), x, 5.0, 2.0)[0] / 2.0, quantile=0.9) * 2.0)
-    assert got.abs().max() <= 2.0
-    with pytest.raises(ValueError, match="cap"):
-        apply("FastcfgDynamicThreshold", fake.Patcher(), cap=0.5)
 
 
 @pytest.mark.parametrize("node", ["FastcfgAPG", "FastcfgFDG", "FastcfgTCFG", "FastcfgRescale", "FastcfgMaMBOG"])
