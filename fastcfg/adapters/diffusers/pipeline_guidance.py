@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,28 +16,18 @@ from ...guidance import guide
 from ...planner import PassPlan, plan
 from ...rules import Linear, Rule
 from ...state import State
+from .pipeline_calls import Call
 from .pipeline_check import combination_error
 from .pipeline_forms import PipelineForm
-from .pipeline_inputs import bind, blocks, certain_blocks, with_condition
+from .pipeline_handover import Handover
+from .pipeline_inputs import certain_blocks
 from .pipeline_noise import SchedulerLevels, run_length, scheduler_sigmas
-from .pipeline_parts import finished, named_blocks, output_tensor, part_of, with_output
+from .pipeline_parts import finished, output_tensor, part_of, with_output
 from .pipeline_stand_ins import StandIn
 
 __all__ = ["Conditions", "PipelineGuidance"]
 
 Conditions = Mapping[str, Mapping[str, Any]]
-
-
-@dataclass
-class _Call:
-    """A call of the denoiser: the passes in its batch (None until it is known how many), its inputs and output."""
-
-    denoiser: Any
-    names: tuple[str, ...] | None
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    result: Any
-    output: Tensor
 
 
 class PipelineGuidance:
@@ -54,7 +43,7 @@ class PipelineGuidance:
 
     state: State
     step: int
-    _calls: list[_Call]
+    _calls: list[Call]
     _sigmas: list[float] | None
     _run_length: int | None
 
@@ -77,6 +66,8 @@ class PipelineGuidance:
         self._check = check
         self._active = False
         self._scheduler: Any = vars(pipe)["scheduler"]
+        self._step_signature = inspect.signature(self._scheduler.step)
+        self._plans: dict[str, PassPlan] = {}
         taken = {self._source(rule, name) for rule in rules.values() for name in rule.conditions}
         if unused := sorted(set(conditions) - taken):
             raise ValueError(f"conditions: {', '.join(unused)}: no prediction that the rule takes")
@@ -113,7 +104,7 @@ class PipelineGuidance:
         self._calls = []
         self._run_length = None
         self._sigmas = None
-        self._verified = not self._check
+        self._handover = Handover()
 
     def _levels(self) -> SchedulerLevels:
         if self._sigmas is None:
@@ -141,30 +132,39 @@ class PipelineGuidance:
         if type(vars(self._pipe)["scheduler"]) is not StandIn:
             raise RuntimeError("pipe: its scheduler was replaced inside the with block; replace it before")
         if not self._calls:
-            self._rule = self._rules[component]
-            self._plan = self._plan_step()
             self._left_out = False
-        needed = {self._source(self._rule, name) for name in self._plan.passes}
+            self._plan_step(component)
         names: tuple[str, ...] | None
         if self.form.batched and not self._calls:
-            keep = self._kept_blocks(needed)
+            keep = self._kept_blocks()
             inputs = certain_blocks(denoiser, args, kwargs, keep, len(self.form.passes))
             if inputs is not None:
                 return self._denoise_blocks(denoiser, keep, inputs)
             names = None if len(self.form.passes) > 1 else self.form.passes
         else:
             names = (self._next_pass(),)
-            if self._calls and names[0] not in needed and names[0] in self.form.passes:
+            if self._calls and names[0] not in self._needed and names[0] in self.form.passes:
                 self._left_out = True
-                return self._calls[0].result  # The pipeline combines something; its result is not used.
+                return self._calls[0].handed  # The pipeline combines something; its result is not used.
         result = denoiser(*args, **kwargs)
-        self._calls.append(_Call(denoiser, names, args, kwargs, result, output_tensor(result)))
-        return result
+        output = output_tensor(result)
+        handed = self._handover.hand_on(result, output)
+        self._calls.append(Call(denoiser, names, args, kwargs, output, handed))
+        return handed
 
-    def _plan_step(self) -> PassPlan:
-        rule, where = self._rule, dict[str, Any]()
+    def _plan_step(self, component: str) -> None:
+        """The rule, plan and needed passes of a step that begins with a call of a component."""
+        rule = self._rule = self._rules[component]
         if rule.scheduled:
-            where = {"step": self.step, "num_steps": self.num_steps, "sigma": self._levels().sigma()}
+            sigma = self._levels().sigma()
+            self._plan = self._planned(rule, step=self.step, num_steps=self.num_steps, sigma=sigma)
+        else:
+            if component not in self._plans:
+                self._plans[component] = self._planned(rule)
+            self._plan = self._plans[component]
+        self._needed = {self._source(rule, name) for name in self._plan.passes}
+
+    def _planned(self, rule: Rule, **where: Any) -> PassPlan:
         options = self._options
         steps = plan(rule, None, **where, fixed=bool(options["params"]) or "scales" in options)
         if options.get("numerics") == "eager" and isinstance(steps.rule, Linear) and not steps.unguided:
@@ -182,24 +182,26 @@ class PipelineGuidance:
             )
         return order[index]
 
-    def _kept_blocks(self, needed: set[str]) -> list[int]:
+    def _kept_blocks(self) -> list[int]:
         """Numbers of the blocks of the batch that the step needs; all of them where the batch can't be taken apart."""
         names, whole = self.form.passes, list(range(len(self.form.passes)))
         if self.form.also or not getattr(self._pipe, "do_classifier_free_guidance", True):
             return whole
+        needed = self._needed
         if needed.isdisjoint(names) or not needed.isdisjoint(self._conditions):
             needed = needed | {"cond"}  # Other conditions take its inputs.
         return [i for i in whole if names[i] in needed]
 
     def _denoise_blocks(self, denoiser: Any, keep: list[int], inputs: dict[str, Any]) -> Any:
         self._left_out = True
-        result = denoiser(**inputs)
+        names, result = self.form.passes, denoiser(**inputs)
         output = output_tensor(result)
         parts = dict(zip(keep, output.chunk(len(keep)), strict=True))
-        names = self.form.passes
-        self._calls.append(_Call(denoiser, tuple(names[i] for i in keep), (), inputs, result, output))
-        # The pipeline gets the batch that it expects; what it makes of it is not used.
-        return with_output(result, torch.cat([parts.get(i, parts[keep[0]]) for i in range(len(names))]))
+        # The pipeline gets a batch as it expects it; what it makes of that is not used.
+        batch = torch.cat([parts.get(i, parts[keep[0]]) for i in range(len(names))])
+        handed = self._handover.hand_on(with_output(result, batch), batch)
+        self._calls.append(Call(denoiser, tuple(names[i] for i in keep), (), inputs, output, handed))
+        return handed
 
     # The scheduler's side: guide, and hand on.
 
@@ -214,7 +216,7 @@ class PipelineGuidance:
             return scheduler.step(*args, **kwargs)
         if not self._calls:
             raise RuntimeError(f"pipe: {self._name} stepped its scheduler without a call of its denoiser")
-        bound = inspect.signature(scheduler.step).bind(*args, **kwargs)
+        bound = self._step_signature.bind(*args, **kwargs)
         given = bound.arguments
         given["model_output"] = self._guide(given["model_output"], given["sample"], given["timestep"])
         self._calls.clear()
@@ -223,22 +225,22 @@ class PipelineGuidance:
 
     def _guide(self, made: Tensor, sample: Tensor, timestep: Any) -> Tensor:
         """The guided prediction in place of what the pipeline made of the step's passes."""
-        raw: dict[str, Tensor] = {}
-        for call in self._calls:
-            if call.names is None:
-                raw |= named_blocks(self.form, call.output, made)
-            else:
-                raw |= dict(zip(call.names, call.output.chunk(len(call.names)), strict=True))
+        made = self._handover.whole(made)
+        raw = {name: output for call in self._calls for name, output in call.passes(self.form, made).items()}
         ours = {name: part_of(self._pipe, self.form, output, made, sample) for name, output in raw.items()}
-        if not self._verified and not self._left_out:
+        if self._check and not self._handover.checked and not self._left_out:
             self._verify(made, ours)
+            if self.form.part != "ltx_frames":  # Its tokens are taken apart by their width.
+                self._handover.check_passed(self._calls[0].output, made)
         self.passes_run += len(raw)
         self.passes_saved += max(0, len(self.form.passes) - len(raw))
         results: dict[str, Tensor] = {}
         for name in self._plan.passes:
             source = self._source(self._rule, name)
             if source in self._conditions:
-                results[name] = part_of(self._pipe, self.form, self._extra_pass(source, raw), made, sample)
+                output = self._calls[0].under(source, self._conditions[source])
+                results[name] = part_of(self._pipe, self.form, output, made, sample)
+                self.passes_run += 1
             elif source in ours:
                 results[name] = ours[source]
             else:
@@ -259,23 +261,6 @@ class PipelineGuidance:
             space = {"x": x, "prediction": levels.prediction()}
         return guide(steps.rule, state=self.state, **options, **space, **predictions)
 
-    def _extra_pass(self, name: str, raw: Mapping[str, Tensor]) -> Tensor:
-        """The denoiser under a condition of the caller's, with the conditional pass's inputs for all else."""
-        call = self._calls[0]
-        inputs = bind(call.denoiser, call.args, call.kwargs)
-        names = call.names if call.names is not None else tuple(raw)[: call.output.shape[0] // raw["cond"].shape[0]]
-        if len(names) > 1:
-            try:
-                inputs = blocks(inputs, [names.index("cond")], len(names))
-            except ValueError as error:
-                raise ValueError(f"conditions: {name!r} can't be run: {error}") from None
-        inputs = with_condition(call.denoiser, inputs, self._conditions[name], raw["cond"].shape[0])
-        context = getattr(call.denoiser, "cache_context", None)
-        with nullcontext() if context is None else context(name):
-            result = call.denoiser(**inputs)
-        self.passes_run += 1
-        return output_tensor(result)
-
     def _verify(self, made: Tensor, ours: Mapping[str, Tensor]) -> None:
         shown = made
         if self.form.part == "doubled":
@@ -290,7 +275,6 @@ class PipelineGuidance:
                 f"pipe: {self._name} does not combine its passes as its form says ({self.form.how}): {error}. "
                 "Nothing was guided; check=False guides all the same"
             )
-        self._verified = True
 
     def _missing(self, name: str, ours: Mapping[str, Any]) -> str:
         rule = type(self._rule).__name__

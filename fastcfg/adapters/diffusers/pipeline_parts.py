@@ -76,7 +76,8 @@ def part_of(pipe: Any, form: PipelineForm, raw: Tensor, made: Tensor, sample: Te
             f"pipe: its scheduler gets {list(made.shape)}, which a prediction of {list(raw.shape)} does not hold"
         )
     for dim, want in enumerate(shape, start=1):
-        raw = raw.narrow(dim, raw.shape[dim] - want if dim == form.tail else 0, want)
+        if raw.shape[dim] > want:
+            raw = raw.narrow(dim, raw.shape[dim] - want if dim == form.tail else 0, want)
     if made.dtype.itemsize > raw.dtype.itemsize:
         raw = raw.to(made.dtype)
     return -raw if form.sign < 0 else raw

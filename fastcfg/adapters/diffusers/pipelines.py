@@ -57,7 +57,8 @@ def guided(
         frame_scales, frame_dim: a scale for each frame of a video and the frames' dimension, as for
             :func:`fastcfg.guide_frames` (1 for Stable Video Diffusion, whose own guidance is of this kind).
         check: at a run's first step, check that what the pipeline made of its passes is the combination that its form
-            says. It waits for the device once.
+            says, which waits for the device once. From then on the pipeline gets a sliver of the outputs, so that its
+            own combination costs next to nothing.
         form: how the pipeline runs its passes, for one that :func:`coverage` does not list.
 
     Yields:

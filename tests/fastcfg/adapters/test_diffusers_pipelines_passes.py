@@ -9,11 +9,13 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from conformance.tiny_models import drawn
 from conformance.tiny_pipelines import BATCH, CASES, STEPS, embeds, made
 from torch import nn
 
 from fastcfg import CFG, DualCFG, MultiCondition, NegativePrompt, Perturbed
 from fastcfg.adapters.diffusers import coverage, guided, own_rule
+from fastcfg.adapters.diffusers.pipeline_handover import Handover
 from fastcfg.adapters.diffusers.pipeline_inputs import blocks, rows
 from fastcfg.schedules import Interval
 
@@ -79,6 +81,26 @@ def test_a_step_without_guidance_is_the_conditional_pass(name: str) -> None:
         assert torch.equal(ours, stock)
     else:
         torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-4 * float(stock.std()))
+
+
+def test_the_pipeline_combines_a_sliver_once_it_has_been_checked() -> None:
+    handover, output, made_of_it = Handover(), drawn(4, 3, 5, seed=0), drawn(2, 3, 5, seed=0)
+    assert handover.hand_on((output,), output)[0] is output and handover.whole(made_of_it) is made_of_it
+    handover.check_passed(output, made_of_it)
+    (sliver,) = handover.hand_on((output,), output)
+    assert torch.equal(sliver, output[..., :1]) and handover.checked
+    assert handover.whole(made_of_it[..., :1]).shape == made_of_it.shape
+    longer = drawn(4, 3, 6, seed=0)
+    assert handover.hand_on((longer,), longer)[0] is longer and not handover.checked
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_the_pipeline_makes_of_its_passes_is_not_used(name: str) -> None:
+    case, pipe = CASES[name], made(name)
+    with guided(pipe, CFG(5.0), check=False):
+        whole = case.run(3.0)
+    with guided(pipe, CFG(5.0)):
+        assert torch.equal(case.run(3.0), whole)
 
 
 def test_inputs_that_may_not_be_by_sample_are_not_taken_apart() -> None:
