@@ -161,8 +161,8 @@ def to_markdown(rows: Sequence[Row], settings: Mapping[str, Any], environment: E
         "*Unconditional* is the share of full guidance's unconditional passes that were run, *passes* that of all "
         "passes. *Difference* is the root mean square over pixels in [-1, 1] to the images of full guidance. FD "
         "(Fréchet distance), precision, recall and coverage are in the features of the demo's classifier, against as "
-        "many held-out real images. FD falls with weaker guidance: it is lowest far from the images of full guidance, and "
-        "says how good they are only together with the difference and the digits.",
+        "many held-out real images. FD falls with weaker guidance: it is lowest far from the images of full guidance, "
+        "and says how good they are only together with the difference and the digits.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|---{'|---:' * (len(COLUMNS) - 1)}|",
