@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..demo.picture import mosaic
+from ..metrics import Quality
 from .evaluate import Gap, StepTime, draw_start, student_sample, teacher_sample
 from .judge import Judged
 from .student import Student
 from .task import Task
 
-__all__ = ["Findings", "draw", "to_json", "to_markdown"]
+__all__ = ["Findings", "draw", "from_json", "to_json", "to_markdown"]
 
 PICTURED = (1.0, 2.0, 4.0, 8.0)
 COLUMNS = 10
@@ -44,6 +45,22 @@ class Findings:
 def to_json(findings: Findings) -> dict[str, Any]:
     """JSON-serialisable data."""
     return asdict(findings)
+
+
+def from_json(data: Mapping[str, Any]) -> Findings:
+    """What :func:`to_json` described."""
+
+    def judged(row: Mapping[str, Any]) -> Judged:
+        return Judged(**{**row, "teacher": Quality(**row["teacher"]), "student": Quality(**row["student"])})
+
+    return Findings(
+        **{
+            **data,
+            "gaps": tuple(Gap(**{**row, "by_step": tuple(row["by_step"])}) for row in data["gaps"]),
+            "judged": tuple(judged(row) for row in data["judged"]),
+            "time": StepTime(**data["time"]),
+        }
+    )
 
 
 def to_markdown(findings: Findings) -> str:

@@ -106,7 +106,7 @@ def test_bad_options_end_in_one_line(arguments: list[str], message: str, tmp_pat
 
 
 def test_help() -> None:
-    result = CliRunner().invoke(app, ["distill", "--help"])
+    result = CliRunner().invoke(app, ["distill", "--help"], env={"COLUMNS": "120"}, terminal_width=120)
     text = click.unstyle(result.output)
     assert result.exit_code == 0 and "--rule" in text and "one pass" in text
 
