@@ -13,13 +13,16 @@ from typing import Any, Literal
 
 import fastcfg_kernels as fk
 import torch
+from fastcfg_kernels.groups import Groups
+from fastcfg_kernels.host import weigh_on_host
 from fastcfg_kernels.tiles import accumulator, basis, sample_sums
 from torch import Tensor
 
-from .groups import Groups
+from .guidance import guide
 from .rules import Rule
 from .rules.linear import itself
 from .schedules import Schedule
+from .tracing import constant_when_traced
 
 __all__ = ["aliasing", "flicker", "guide_frames", "jitter", "keyframe_scales", "temporal_decay", "uniform_scales"]
 
@@ -150,9 +153,10 @@ def guide_frames(
 
     Returns:
         A tensor of the predictions' shape and dtype, with float32 accumulation (float64 for float64) and one rounding.
-        Without sums it is one fused pass over contiguous predictions. A rule with sums has to have guided once before
-        it is traced by ``torch.compile``. Frames as groups are copied together where they
-        are not contiguous in memory (``frame_dim=2``).
+        Where the parameter is a factor of the deltas, as CFG's scale with or without a modifier is, it is one fused
+        pass with a scale map; so it is for a rule without sums on contiguous predictions. A rule with sums has to
+        have guided once before it is traced by ``torch.compile``. Frames as groups are copied together where they are
+        not contiguous in memory (``frame_dim=2``).
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -189,6 +193,10 @@ def guide_frames(
     if rule.scheduled and (unresolved := [name for name, value in values.items() if isinstance(value, Schedule)]):
         raise ValueError(f"{unresolved[0]}: is a schedule; resolve it with rule.at(step, num_steps) before guiding")
     values = {name: values[name] for name in lowered.program.params}
+    if (group == "sample" or not lowered.program.reduces) and _multiplies_deltas(rule, parameter):
+        shape = [first.shape[d] if d in (0, frame_dim) else 1 for d in range(first.dim())]
+        scale_map = values[parameter].reshape(shape)
+        return guide(rule, params={**values, parameter: 1.0}, scale_map=scale_map, backend=backend, **predictions)
     if not lowered.program.reduces:
         return _elementwise(lowered.program, tensors, values, parameter, frame_dim, backend)
     if group == "frame":
@@ -197,6 +205,23 @@ def guide_frames(
         by_group = {n: v.reshape(-1) if n == parameter else groups.values(v) for n, v in values.items()}
         return groups.back(fk.guide(rows, lowered.program, by_group, backend=backend))
     return _whole_sample(rule, predictions, values, parameter, frame_dim, backend)
+
+
+@constant_when_traced
+def _multiplies_deltas(rule: Rule, parameter: str) -> bool:
+    """Whether a parameter is a factor of every delta and nothing else, as CFG's scale is: a map can take its place."""
+    own, _ = _programs(rule)
+    if own.reduces or parameter not in own.params:
+        return False
+    others = [0.5 + 0.375 * k for k in range(len(own.params))]  # Any numbers: linear is linear whatever the others.
+
+    def weights(value: float) -> list[float]:
+        return weigh_on_host(
+            own, (), 1, [value if n == parameter else o for n, o in zip(own.params, others, strict=True)]
+        )
+
+    none, one, two = (weights(value) for value in (0.0, 1.0, 2.0))
+    return none[0] == one[0] == two[0] and not any(none[1:]) and two[1:] == [2 * w for w in one[1:]]
 
 
 def _elementwise(

@@ -116,7 +116,7 @@ def _plans(program: Program, dtype: torch.dtype, count: int, strategies: Iterabl
         if strategy in strategies and (program.reduces or strategy == "two_launch"):
             chosen: Strategy = strategy  # type: ignore[assignment]
             try:
-                read = program.width + program.affine
+                read = program.width + program.affine + program.scaled + program.masked
                 plans.append(plan_launch(count, read, dtype.itemsize, strategy=chosen, cooperative=128))
             except ValueError:  # The strategy is not for this size.
                 continue
@@ -170,8 +170,9 @@ def _compile(
     from . import triton_kernels as kernels
 
     acc = accumulator(dtype)
-    read = program.width + program.affine
-    tail = len(program.predictions) + len(program.extras) - read
+    vectors = program.width + program.affine
+    tail = len(program.predictions) + len(program.extras) - vectors
+    read = vectors + program.scaled + program.masked
     size = len(program.predictions)
     number = f"*{_TYPES[dtype]}"
     sums = f"*{_TYPES[acc]}"
@@ -189,7 +190,7 @@ def _compile(
     # A group's stride, and an element's, which is 1 and known.
     steps = {"strides": read, "out_strides": program.results, "tail_strides": tail}
     signatures: dict[str, Any] = {
-        "predictions": (number,) * size + (sums,) * (read - size),
+        "predictions": (number,) * size + (sums,) * (vectors - size + program.scaled) + ("*u8",) * program.masked,
         "outs": (number,) + (sums,) * (program.results - 1),
         "tail": (sums,) * tail,
         "params": ("fp32",) * len(program.params),

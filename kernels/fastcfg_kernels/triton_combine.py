@@ -21,10 +21,10 @@ def weigh(means, sums, count, values, WEIGH: tl.constexpr, MEANS: tl.constexpr, 
 @triton.jit
 def combine(
     raw, weights, space, OUTPUT: tl.constexpr, OUTPUTS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
-    CLAMP: tl.constexpr, ACC: tl.constexpr,
+    FACTOR: tl.constexpr, CLAMP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """``sum_k w_k b_k`` over the difference basis and the extras for one output; the first one is clamped."""
-    vectors = fixed_vectors(raw, space, SIZE, ACC)
+    vectors = fixed_vectors(raw, space, SIZE, WIDTH, FACTOR, ACC)
     result = vectors[WIDTH - 1] * weights[OUTPUT * WIDTH + WIDTH - 1]
     for k in tl.static_range(1, WIDTH):
         result = tl.fma(vectors[WIDTH - 1 - k], weights[OUTPUT * WIDTH + WIDTH - 1 - k], result)
@@ -34,7 +34,7 @@ def combine(
         result = tl.minimum(result, high, propagate_nan=tl.PropagateNan.ALL)
         result = tl.maximum(result, low, propagate_nan=tl.PropagateNan.ALL)
     if len(space) == 2 and OUTPUT == 0:
-        result = (result - space[0] * raw[len(raw) - 1].to(ACC)) / space[1]
+        result = (result - space[0] * raw[WIDTH].to(ACC)) / space[1]
     return result
 
 
@@ -50,24 +50,24 @@ def step_row(guided, reads, weights, START: tl.constexpr, ACC: tl.constexpr):
 @triton.jit
 def store_tile(
     outs, out_strides, tail, tail_strides, place, inside, raw, weights, space, RESULTS: tl.constexpr,
-    OUTPUTS: tl.constexpr, STEP: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, CLAMP: tl.constexpr,
-    WHOLE: tl.constexpr, ACC: tl.constexpr,
+    OUTPUTS: tl.constexpr, STEP: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, FACTOR: tl.constexpr,
+    CLAMP: tl.constexpr, WHOLE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Every output of one tile. All are worked out from the inputs before any is stored, which it may overwrite.
 
     Args:
-        raw: blocks of the predictions, the vectors among the extras, and ``x`` of an affine program.
+        raw: blocks of the predictions, the vectors among the extras, ``x`` of an affine program, elementwise inputs.
         tail: pointers to the rest of what a step reads: no sum needs it, so that it is loaded here.
         place: digits of the groups and elements; inside: which there are.
         RESULTS: the result that each of ``outs`` receives, counted from the step's rows or the guided prediction on.
         STEP: the step's rows.
     """
-    guided = combine(raw, weights, space, 0, OUTPUTS, SIZE, WIDTH, CLAMP, ACC)
+    guided = combine(raw, weights, space, 0, OUTPUTS, SIZE, WIDTH, FACTOR, CLAMP, ACC)
     results = ()
     if STEP > 0:
         reads = ()
-        for k in tl.static_range(WIDTH, len(raw)):
-            reads = reads + (raw[k],)
+        if len(space) == 2:
+            reads = (raw[WIDTH],)
         reads = reads + load_tile(tail, tail_strides, place, inside, WHOLE)
         for r in tl.static_range(STEP):
             results = results + (
@@ -76,7 +76,7 @@ def store_tile(
     else:
         results = results + (guided,)
     for o in tl.static_range(1, OUTPUTS):
-        results = results + (combine(raw, weights, space, o, OUTPUTS, SIZE, WIDTH, CLAMP, ACC),)
+        results = results + (combine(raw, weights, space, o, OUTPUTS, SIZE, WIDTH, FACTOR, CLAMP, ACC),)
     for o in tl.static_range(len(outs)):
         pointer = outs[o] + offset(place, out_strides, o)
         result = results[RESULTS[o]]

@@ -101,4 +101,6 @@ def kernel_constants(program: Program) -> dict[str, Any]:
         "SIZE": len(program.predictions),
         "WIDTH": program.width,
         "AFFINE": program.affine,
+        "FACTOR": (program.width + program.affine) * program.scaled,
+        "MASK": (program.width + program.affine + program.scaled) * program.masked,
     }

@@ -38,9 +38,9 @@ def _elements(t, count, inner, live, TILE: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _first(t, inner, TILE: tl.constexpr):
-    """Digits of the first element of tile ``t``."""
-    return digits(tl.zeros((1, 1), tl.int64) + t.to(tl.int64) * TILE, inner)
+def _first(t, leader, inner, TILE: tl.constexpr):
+    """Digits of element ``leader`` of tile ``t``."""
+    return digits(leader.to(tl.int64) + t.to(tl.int64) * TILE, inner)
 
 
 @triton.jit
@@ -63,20 +63,27 @@ def _chunk(
 @triton.jit
 def _chunk_sums(
     predictions, strides, at, chunk, count, inner, live, space, blocks, insides, PAIRS: tl.constexpr,
-    CENTRED: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr,
-    WHOLE: tl.constexpr, ACC: tl.constexpr,
+    CENTRED: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, FACTOR: tl.constexpr, MASK: tl.constexpr,
+    GROUPS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr, WHOLE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums of a chunk's tiles: ``(means, sums, sizes)``, tile by tile."""
+    """Partial sums of a chunk's tiles: ``(means, sums, sizes)``, tile by tile; sizes count what a mask leaves in."""
     means = ()
     sums = ()
     sizes = ()
     for i in tl.static_range(TILES):
         t = chunk * TILES + i
         size = tile_size(count, tl.zeros((1, 1), tl.int64) + t, TILE)
+        leader = tl.zeros((1, 1), tl.int64)
+        inside = insides[i]
+        if MASK > 0:
+            inside = inside & (blocks[i][MASK] != 0)
+            size = tl.sum(inside.to(tl.int64), axis=1, keep_dims=True)
+            leader = tl.min(tl.where(inside, tl.arange(0, TILE)[None, :], TILE - 1), axis=1, keep_dims=True)
         there = live & (size > 0)
-        first = first_elements(predictions, strides, at + _first(t, inner, TILE), there, space, SIZE, ACC)
+        place = at + _first(t, leader, inner, TILE)
+        first = first_elements(predictions, strides, place, there, space, SIZE, WIDTH, FACTOR, ACC)
         means_of_tile, sums_of_tile = tile_sums(
-            blocks[i], first, insides[i], size, space, PAIRS, CENTRED, SIZE, GROUPS, TILE, WHOLE, ACC
+            blocks[i], first, inside, size, space, PAIRS, CENTRED, SIZE, WIDTH, FACTOR, MASK, GROUPS, TILE, WHOLE, ACC
         )
         means = means + means_of_tile
         sums = sums + sums_of_tile
@@ -109,6 +116,8 @@ def row_kernel(
     CLAMP: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
+    FACTOR: tl.constexpr,
+    MASK: tl.constexpr,
     AFFINE: tl.constexpr,
     GROUPS: tl.constexpr,
     TILES: tl.constexpr,
@@ -119,7 +128,8 @@ def row_kernel(
     """One program guides ``GROUPS`` groups of at most ``TILES * TILE`` elements, all of them held in registers.
 
     Args:
-        predictions: pointers to the predictions, the extras that are vectors, and ``x`` of an affine program.
+        predictions: pointers to the predictions, the extras that are vectors, ``x`` of an affine program, and the
+            elementwise factor and mask, whose numbers are ``FACTOR`` and ``MASK`` (0 where there is none).
         outs: pointers, each of which may be one of the inputs.
         tail: pointers to what else a step reads.
         params: numbers or pointers, as ``PARAMS`` says.
@@ -137,15 +147,21 @@ def row_kernel(
     chunk = tl.full((), 0, tl.int32)
     blocks, places, insides = _chunk(predictions, strides, at, chunk, count, inner, live, TILES, TILE, False, WHOLE)
     means, sums, sizes = _chunk_sums(
-        predictions, strides, at, chunk, count, inner, live, space, blocks, insides, PAIRS, CENTRED, SIZE, GROUPS,
-        TILES, TILE, WHOLE, ACC,
+        predictions, strides, at, chunk, count, inner, live, space, blocks, insides, PAIRS, CENTRED, SIZE, WIDTH,
+        FACTOR, MASK, GROUPS, TILES, TILE, WHOLE, ACC,
     )  # fmt: skip
-    means, sums = merge_tiles(means, sums, sizes, count, PAIRS, CENTRED, ACC)
-    weights = weigh(means, sums, count, values, WEIGH, MEANS, ACC)
+    summed = count
+    if MASK > 0:
+        summed = sizes[0]
+        for t in tl.static_range(1, TILES):
+            summed += sizes[t]
+        summed = tl.maximum(summed, 1)
+    means, sums = merge_tiles(means, sums, sizes, summed, PAIRS, CENTRED, ACC)
+    weights = weigh(means, sums, summed, values, WEIGH, MEANS, ACC)
     for t in tl.static_range(TILES):
         store_tile(
             outs, out_strides, tail, tail_strides, places[t], insides[t], blocks[t], weights, space, RESULTS, OUTPUTS,
-            STEP, SIZE, WIDTH, CLAMP, WHOLE, ACC,
+            STEP, SIZE, WIDTH, FACTOR, CLAMP, WHOLE, ACC,
         )  # fmt: skip
 
 
@@ -165,6 +181,9 @@ def tile_kernel(
     CENTRED: tl.constexpr,
     PARAMS: tl.constexpr,
     SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    FACTOR: tl.constexpr,
+    MASK: tl.constexpr,
     AFFINE: tl.constexpr,
     TILES: tl.constexpr,
     TILE: tl.constexpr,
@@ -186,11 +205,11 @@ def tile_kernel(
     space = affine_space(load_params(params, group, per_sample, live, PARAMS, ACC), AFFINE)
     at = digits(group, outer)
     blocks, _, insides = _chunk(predictions, strides, at, chunk, count, inner, live, TILES, TILE, WIDE, WHOLE)
-    means, sums, _ = _chunk_sums(
-        predictions, strides, at, chunk, count, inner, live, space, blocks, insides, PAIRS, CENTRED, SIZE, 1, TILES,
-        TILE, WHOLE, ACC,
+    means, sums, sizes = _chunk_sums(
+        predictions, strides, at, chunk, count, inner, live, space, blocks, insides, PAIRS, CENTRED, SIZE, WIDTH,
+        FACTOR, MASK, 1, TILES, TILE, WHOLE, ACC,
     )  # fmt: skip
-    store_chunk(means, sums, workspace, group, chunk, tiles, pitch, PAIRS, CENTRED, TILES)
+    store_chunk(means, sums, sizes, workspace, group, chunk, tiles, pitch, PAIRS, CENTRED, MASK, TILES)
 
 
 @triton.jit
@@ -220,6 +239,8 @@ def apply_kernel(
     CLAMP: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
+    FACTOR: tl.constexpr,
+    MASK: tl.constexpr,
     AFFINE: tl.constexpr,
     TILES: tl.constexpr,
     TILE: tl.constexpr,
@@ -237,15 +258,15 @@ def apply_kernel(
     live = group >= 0
     values = load_params(params, group, per_sample, live, PARAMS, ACC)
     space = affine_space(values, AFFINE)
-    means, sums = merge_workspace(workspace, group, tiles, pitch, count, PAIRS, CENTRED, TILE, ACC)
-    weights = weigh(means, sums, count, values, WEIGH, MEANS, ACC)
+    means, sums, summed = merge_workspace(workspace, group, tiles, pitch, count, PAIRS, CENTRED, MASK, TILE, ACC)
+    weights = weigh(means, sums, summed, values, WEIGH, MEANS, ACC)
     at = digits(group, outer)
     for i in tl.static_range(TILES):
         element, inside = _elements(chunk * TILES + i, count, inner, live, TILE, WIDE)
         raw = load_tile(predictions, strides, at + element, inside, WHOLE)
         store_tile(
             outs, out_strides, tail, tail_strides, at + element, inside, raw, weights, space, RESULTS, OUTPUTS, STEP,
-            SIZE, WIDTH, CLAMP, WHOLE, ACC,
+            SIZE, WIDTH, FACTOR, CLAMP, WHOLE, ACC,
         )  # fmt: skip
 
 
@@ -277,6 +298,8 @@ def cooperative_kernel(
     CLAMP: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
+    FACTOR: tl.constexpr,
+    MASK: tl.constexpr,
     AFFINE: tl.constexpr,
     TILES: tl.constexpr,
     TILE: tl.constexpr,
@@ -299,16 +322,16 @@ def cooperative_kernel(
     space = affine_space(values, AFFINE)
     at = digits(group, outer)
     blocks, places, insides = _chunk(predictions, strides, at, chunk, count, inner, live, TILES, TILE, WIDE, WHOLE)
-    means, sums, _ = _chunk_sums(
-        predictions, strides, at, chunk, count, inner, live, space, blocks, insides, PAIRS, CENTRED, SIZE, 1, TILES,
-        TILE, WHOLE, ACC,
+    means, sums, sizes = _chunk_sums(
+        predictions, strides, at, chunk, count, inner, live, space, blocks, insides, PAIRS, CENTRED, SIZE, WIDTH,
+        FACTOR, MASK, 1, TILES, TILE, WHOLE, ACC,
     )  # fmt: skip
-    store_chunk(means, sums, workspace, group, chunk, tiles, pitch, PAIRS, CENTRED, TILES)
+    store_chunk(means, sums, sizes, workspace, group, chunk, tiles, pitch, PAIRS, CENTRED, MASK, TILES)
     group_barrier(arrivals + sample, chunk, chunks)
-    means, sums = merge_workspace(workspace, group, tiles, pitch, count, PAIRS, CENTRED, TILE, ACC)
-    weights = weigh(means, sums, count, values, WEIGH, MEANS, ACC)
+    means, sums, summed = merge_workspace(workspace, group, tiles, pitch, count, PAIRS, CENTRED, MASK, TILE, ACC)
+    weights = weigh(means, sums, summed, values, WEIGH, MEANS, ACC)
     for t in tl.static_range(TILES):
         store_tile(
             outs, out_strides, tail, tail_strides, places[t], insides[t], blocks[t], weights, space, RESULTS, OUTPUTS,
-            STEP, SIZE, WIDTH, CLAMP, WHOLE, ACC,
+            STEP, SIZE, WIDTH, FACTOR, CLAMP, WHOLE, ACC,
         )  # fmt: skip

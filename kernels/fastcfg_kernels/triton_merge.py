@@ -23,7 +23,7 @@ def merge_tiles(means, sums, sizes, count, PAIRS: tl.constexpr, CENTRED: tl.cons
     """Merge the partial sums of all tiles of a group, at hand as :func:`chunk_sums` returned them.
 
     Args:
-        sizes: elements of each tile, none of them empty; count: of all.
+        sizes: elements of each tile; count: of all.
 
     Returns:
         ``(means, sums)`` of the group, ``[GROUPS, 1]`` each.
@@ -53,10 +53,13 @@ def merge_tiles(means, sums, sizes, count, PAIRS: tl.constexpr, CENTRED: tl.cons
 
 @triton.jit
 def store_chunk(
-    means, sums, workspace, group, chunk, tiles, pitch, PAIRS: tl.constexpr, CENTRED: tl.constexpr, TILES: tl.constexpr
+    means, sums, sizes, workspace, group, chunk, tiles, pitch, PAIRS: tl.constexpr, CENTRED: tl.constexpr,
+    MASK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Write the partial sums of a chunk's tiles, those that there are: ``workspace`` is ``[G, slots, pitch]``."""
-    slots: tl.constexpr = len(CENTRED) + len(PAIRS)
+    """Write the partial sums of a chunk's tiles, those that there are: ``workspace`` is ``[G, slots, pitch]``,
+    the last slot being the tiles' sizes where a ``MASK`` decides them.
+    """
+    slots: tl.constexpr = len(CENTRED) + len(PAIRS) + (MASK > 0)
     for t in tl.static_range(TILES):
         tile = tl.zeros((1, 1), tl.int32) + chunk * TILES + t
         at = workspace + group * (slots * pitch) + tile
@@ -64,17 +67,35 @@ def store_chunk(
             tl.store(at + i * pitch, means[t * len(CENTRED) + i], mask=tile < tiles)
         for i in tl.static_range(len(PAIRS)):
             tl.store(at + (len(CENTRED) + i) * pitch, sums[t * len(PAIRS) + i], mask=tile < tiles)
+        if MASK > 0:
+            tl.store(at + (slots - 1) * pitch, sizes[t].to(workspace.dtype.element_ty), mask=tile < tiles)
+
+
+@triton.jit
+def _stored_size(start, slots, tiles, pitch, tile, count, MASK: tl.constexpr, TILE: tl.constexpr, ACC: tl.constexpr):
+    """Elements of tiles, which a mask has decided and which are in the last slot then."""
+    if MASK > 0:
+        return tl.load(start + (slots - 1) * pitch + tile, mask=tile < tiles, other=0.0, cache_modifier=".cg")
+    else:
+        return tile_size(count, tile, TILE).to(ACC)
 
 
 @triton.jit
 def merge_workspace(
-    workspace, group, tiles, pitch, count, PAIRS: tl.constexpr, CENTRED: tl.constexpr, TILE: tl.constexpr,
-    ACC: tl.constexpr,
+    workspace, group, tiles, pitch, count, PAIRS: tl.constexpr, CENTRED: tl.constexpr, MASK: tl.constexpr,
+    TILE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """:func:`merge_tiles` of partial sums in the workspace, for one group and any number of tiles."""
-    slots: tl.constexpr = len(CENTRED) + len(PAIRS)
+    """:func:`merge_tiles` of partial sums in the workspace, for one group and any number of tiles, and the number of
+    elements that were summed."""
+    slots: tl.constexpr = len(CENTRED) + len(PAIRS) + (MASK > 0)
     start = workspace + group * (slots * pitch)
     lane = tl.arange(0, _MERGE)[None, :]
+    summed = count.to(ACC)
+    if MASK > 0:
+        lanes = tl.zeros((1, _MERGE), ACC)
+        for chunk in range(0, tiles, _MERGE):
+            lanes += _stored_size(start, slots, tiles, pitch, chunk + lane, count, MASK, TILE, ACC)
+        summed = tl.maximum(add_lanes((lanes,), _MERGE)[0], 1.0)
     firsts = ()
     for i in tl.static_range(len(CENTRED)):
         firsts = firsts + (tl.load(start + i * pitch, cache_modifier=".cg"),)
@@ -87,7 +108,7 @@ def merge_workspace(
             lanes = lanes + (tl.zeros((1, _MERGE), ACC),)
         for chunk in range(0, tiles, _MERGE):
             tile = chunk + lane
-            sizes = tile_size(count, tile, TILE).to(ACC)
+            sizes = _stored_size(start, slots, tiles, pitch, tile, count, MASK, TILE, ACC)
             added = ()
             for i in tl.static_range(len(CENTRED)):
                 mean = tl.load(start + i * pitch + tile, mask=tile < tiles, other=0.0, cache_modifier=".cg")
@@ -95,7 +116,7 @@ def merge_workspace(
             lanes = added
         totals = add_lanes(lanes, _MERGE)
         for i in tl.static_range(len(CENTRED)):
-            spreads = spreads + (totals[i] / count.to(ACC),)
+            spreads = spreads + (totals[i] / summed,)
             merged_means = merged_means + (firsts[i] + spreads[i],)
 
     merged_sums = ()
@@ -105,7 +126,7 @@ def merge_workspace(
             lanes = lanes + (tl.zeros((1, _MERGE), ACC),)
         for chunk in range(0, tiles, _MERGE):
             tile = chunk + lane
-            sizes = tile_size(count, tile, TILE).to(ACC)
+            sizes = _stored_size(start, slots, tiles, pitch, tile, count, MASK, TILE, ACC)
             shifts = ()
             for i in tl.static_range(len(CENTRED)):
                 mean = tl.load(start + i * pitch + tile, mask=tile < tiles, other=0.0, cache_modifier=".cg")
@@ -120,4 +141,4 @@ def merge_workspace(
                 added = added + (lanes[i] + value,)
             lanes = added
         merged_sums = add_lanes(lanes, _MERGE)
-    return merged_means, merged_sums
+    return merged_means, merged_sums, summed

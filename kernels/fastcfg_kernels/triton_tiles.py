@@ -56,32 +56,35 @@ def load_tile(pointers, strides, place, inside, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def fixed_vectors(raw, space, SIZE: tl.constexpr, ACC: tl.constexpr):
+def fixed_vectors(raw, space, SIZE: tl.constexpr, WIDTH: tl.constexpr, FACTOR: tl.constexpr, ACC: tl.constexpr):
     """The fixed vectors in ``ACC``: the difference basis of ``SIZE`` predictions, the extras, the predictions again.
 
-    ``space`` is ``(shift, gain)``, the formulas working on ``shift * x + gain * prediction`` with x the last of
-    ``raw``; or it is empty.
+    ``space`` is ``(shift, gain)``, the formulas working on ``shift * x + gain * prediction`` with x after the ``WIDTH``
+    vectors of ``raw``; or it is empty. Deltas are multiplied by ``raw[FACTOR]`` where that is not 0.
     """
     base = raw[0].to(ACC)
     out = ()
     for k in tl.static_range(1, SIZE):
-        out = out + (raw[k].to(ACC) - base,)
+        if FACTOR > 0:
+            out = out + ((raw[k].to(ACC) - base) * raw[FACTOR].to(ACC),)
+        else:
+            out = out + (raw[k].to(ACC) - base,)
     predictions = ()
     for k in tl.static_range(1, SIZE):
         predictions = predictions + (raw[k].to(ACC),)
     if len(space) == 2:
-        offset = space[0] * raw[len(raw) - 1].to(ACC)
+        offset = space[0] * raw[WIDTH].to(ACC)
         scaled = (offset + space[1] * base,)
         for k in tl.static_range(SIZE - 1):
             scaled = scaled + (space[1] * out[k],)
-        for k in tl.static_range(SIZE, len(raw) - 1):
+        for k in tl.static_range(SIZE, WIDTH):
             scaled = scaled + (raw[k].to(ACC),)
         for k in tl.static_range(SIZE - 1):
             scaled = scaled + (offset + space[1] * predictions[k],)
         return scaled
     else:
         plain = (base,) + out
-        for k in tl.static_range(SIZE, len(raw)):
+        for k in tl.static_range(SIZE, WIDTH):
             plain = plain + (raw[k].to(ACC),)
         return plain + predictions
 
@@ -117,9 +120,12 @@ def affine_space(values, AFFINE: tl.constexpr):
 
 
 @triton.jit
-def first_elements(pointers, strides, place, live, space, SIZE: tl.constexpr, ACC: tl.constexpr):
+def first_elements(
+    pointers, strides, place, live, space, SIZE: tl.constexpr, WIDTH: tl.constexpr, FACTOR: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
     """The fixed vectors' first element of a tile: the pivot that the tile's mean is taken from."""
-    return fixed_vectors(load_tile(pointers, strides, place, live, False), space, SIZE, ACC)
+    return fixed_vectors(load_tile(pointers, strides, place, live, False), space, SIZE, WIDTH, FACTOR, ACC)
 
 
 @triton.jit
@@ -131,16 +137,17 @@ def tile_size(count, t, TILE: tl.constexpr):
 @triton.jit
 def tile_sums(
     raw, first, inside, size, space, PAIRS: tl.constexpr, CENTRED: tl.constexpr, SIZE: tl.constexpr,
-    GROUPS: tl.constexpr, TILE: tl.constexpr, WHOLE: tl.constexpr, ACC: tl.constexpr,
+    WIDTH: tl.constexpr, FACTOR: tl.constexpr, MASK: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr,
+    WHOLE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of one tile: ``(means, sums)`` of the centred vectors and of the pairs, ``[GROUPS, 1]`` each.
 
     Args:
-        raw: blocks, zero where not ``inside``.
-        first: the fixed vectors' first elements; size: how many elements there are.
+        raw: blocks, zero where there are no elements; inside: the elements that are summed, fewer with a ``MASK``.
+        first: the fixed vectors' first elements; size: how many elements are summed.
         PAIRS: ``((centred, a, b), …)``; CENTRED: the vectors that need a mean.
     """
-    vectors = fixed_vectors(raw, space, SIZE, ACC)
+    vectors = fixed_vectors(raw, space, SIZE, WIDTH, FACTOR, ACC)
     means = ()
     centred = ()
     if len(CENTRED) > 0:
@@ -148,7 +155,7 @@ def tile_sums(
         parts = ()
         for i in tl.static_range(len(CENTRED)):
             shift = vectors[CENTRED[i]] - first[CENTRED[i]]
-            if not WHOLE:
+            if MASK > 0 or not WHOLE:
                 shift = tl.where(inside, shift, 0.0)
             shifted = shifted + (shift,)
             parts = parts + (partial_sum(shift, GROUPS, TILE),)
@@ -156,10 +163,10 @@ def tile_sums(
         for i in tl.static_range(len(CENTRED)):
             spread = totals[i] / tl.maximum(size, 1).to(ACC)
             means = means + (spread + first[CENTRED[i]],)
-            if WHOLE:
-                centred = centred + (shifted[i] - spread,)
-            else:
+            if MASK > 0 or not WHOLE:
                 centred = centred + (tl.where(inside, shifted[i] - spread, 0.0),)
+            else:
+                centred = centred + (shifted[i] - spread,)
     sums = ()
     if len(PAIRS) > 0:
         parts = ()
@@ -168,6 +175,8 @@ def tile_sums(
                 product = centred[PAIRS[i][1]] * centred[PAIRS[i][2]]
             else:
                 product = vectors[PAIRS[i][1]] * vectors[PAIRS[i][2]]
+                if MASK > 0:
+                    product = tl.where(inside, product, 0.0)
             parts = parts + (partial_sum(product, GROUPS, TILE),)
         sums = finish_sums(parts, GROUPS, TILE)
     return means, sums
