@@ -11,7 +11,6 @@ from fastcfg_kernels.functional import Merge
 from fastcfg_kernels.tiles import accumulator
 from torch import Tensor
 
-from .groups import Groups
 from .parameterization import Kind, Prediction
 from .rules import Rule
 from .schedules import Schedule
@@ -115,41 +114,21 @@ def launch(
         targets = [(0, first.dtype if out is None else out)]
     after = program.rows or 1
     every = [*targets, *((after + k, acc) for k in range(len(lowered.updates)))]
-    if lowered.dims is None:
-        results = fk.guide_checked(
-            tensors,
-            program,
-            values,
-            extras=extras,
-            scale_map=scale_map,
-            mask=mask,
-            out=out,
-            targets=every,
-            merge=shards,
-            backend=backend,
-        )
-    else:
-        if shards is not None:
-            raise ValueError(
-                f"shards: the sums of {type(rule).__name__} run over dims={lowered.dims}, not over samples"
-            )
-        groups = Groups(first.shape, lowered.dims)
-
-        def rows(given: Tensor | None) -> Tensor | None:
-            return None if given is None else groups.rows(given.expand(first.shape))
-
-        made = fk.guide_checked(
-            [groups.rows(t) for t in tensors],
-            program,
-            [groups.values(v) for v in values],
-            extras=[groups.rows(e) for e in extras],
-            scale_map=rows(scale_map),
-            mask=rows(mask),
-            targets=[(k, t.dtype if isinstance(t, Tensor) else t) for k, t in every],
-            backend=backend,
-        )
-        back = [groups.back(rows) for rows in made]
-        results = [t.copy_(r) if isinstance(t, Tensor) else r for r, (_, t) in zip(back, every, strict=True)]
+    if lowered.dims is not None and shards is not None:
+        raise ValueError(f"shards: the sums of {type(rule).__name__} run over dims={lowered.dims}, not over samples")
+    results = fk.guide_checked(
+        tensors,
+        program,
+        values,
+        extras=extras,
+        scale_map=scale_map,
+        mask=mask,
+        out=out,
+        targets=every,
+        dims=lowered.dims,
+        merge=shards,
+        backend=backend,
+    )
     for name, result in zip(lowered.updates, results[len(targets) :], strict=True):
         memory[name] = result
     return results[: len(targets)]

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import functional, triton_backend
 from .cpp_backend import guide_cpp
 from .cpp_build import compiler
+from .groups import Groups
 from .host import lerp_weight
 from .inductor import can_compile, guide_compiled
 from .launch_plan import Strategy
@@ -58,8 +59,6 @@ def choose_backend(program: Program, device: torch.device, requested: str | None
     if chosen == "triton":
         if reason := triton_backend.unavailable(device):
             raise RuntimeError(f"backend: 'triton' is not available: {reason}")
-        if program.scaled or program.masked:
-            raise RuntimeError("backend: 'triton' has no elementwise scales and masks")
         return "triton"
     if chosen == "cpp" and (device.type != "cpu" or compiler() is None):
         raise RuntimeError("backend: 'cpp' is native code for CPU tensors; it needs them and a C++ compiler")
@@ -78,8 +77,7 @@ def _general(program: Program, device: torch.device) -> str:
         return "torch"
     if device.type == "cpu":
         return "torch" if compiler() is None else "cpp"
-    usable = not (program.scaled or program.masked) and triton_backend.unavailable(device) is None
-    return "triton" if usable else "torch"
+    return "triton" if triton_backend.unavailable(device) is None else "torch"
 
 
 def _check(names: Sequence[str], predictions: Sequence[Tensor]) -> None:
@@ -240,6 +238,7 @@ def guide_checked(
     mask: Tensor | None = None,
     out: Tensor | None = None,
     targets: Sequence[Target] | None = None,
+    dims: Sequence[int] | None = None,
     merge: functional.Merge | None = None,
     backend: str | None = None,
     strategy: Strategy | None = None,
@@ -251,6 +250,8 @@ def guide_checked(
         scale_map: factor of the deltas, for a scaled program: floating, of a shape that broadcasts to the predictions'.
         mask: for a masked program, zero or False where the sums leave an element out; its shape likewise.
         targets: what to write, and where; default ``out``, and new tensors for the other results.
+        dims: dimensions that sums run over, not the batch's; None is all the others, and none at all is the whole
+            tensor, batch and all.
         merge: where the tensors are a part of the samples that the sums run over, on torch operations then: makes the
             sums of the whole samples of theirs.
 
@@ -274,7 +275,11 @@ def guide_checked(
             raise ValueError(f"out: expected a tensor {expected}, got {list(target.shape)} on {target.device}")
     if first.numel() == 0:
         return [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
-    differentiable = torch.is_grad_enabled() and _requires_grad(inputs, values)
+    if dims is not None:
+        return _guide_groups(
+            program, inputs, elementwise, values, targets, Groups(first.shape, dims), backend, strategy
+        )
+    differentiable = torch.is_grad_enabled() and _requires_grad([*inputs, *elementwise], values)
     if merge is not None or torch.compiler.is_compiling() or differentiable:
         rows = [t.flatten(1) for t in (*inputs, *elementwise)]
         shaped = [r.view(first.shape) for r in functional.guide_rows(program, rows, values, merge)]
@@ -301,10 +306,52 @@ def guide_checked(
     return made
 
 
+def _guide_groups(
+    program: Program,
+    inputs: Sequence[Tensor],
+    elementwise: Sequence[Tensor],
+    values: Sequence[Any],
+    targets: Sequence[Target],
+    groups: Groups,
+    backend: str | None,
+    strategy: Strategy | None,
+) -> list[Tensor]:
+    """Guide with sums over other dimensions: the Triton kernels read groups where they lie, others get them as rows."""
+    first, size = inputs[0], len(program.predictions)
+    if groups.whole:
+        values = [groups.values(v) for v in values]
+    traced = torch.compiler.is_compiling()
+    differentiable = torch.is_grad_enabled() and _requires_grad([*inputs, *elementwise], values)
+    if not traced and not differentiable and choose_backend(program, first.device, backend) == "triton":
+        results = [k for k, _ in targets]
+        made = [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
+        every = [*inputs, *elementwise]
+        if _run_triton(program, every, values, made, results, strategy, backend == "triton", groups.dims):
+            return made
+    rows = [groups.rows(t) for t in (*inputs, *elementwise)]
+    others = dict(zip([name for name, there in _elementwise(program) if there], rows[len(inputs) :], strict=True))
+    found = guide_checked(
+        rows[:size],
+        program,
+        [groups.values(v) for v in values],
+        extras=rows[size : len(inputs)],
+        targets=[(k, t.dtype if isinstance(t, Tensor) else t) for k, t in targets],
+        backend=backend,
+        **others,
+    )
+    back = [groups.back(result) for result in found]
+    return [t.copy_(r) if isinstance(t, Tensor) else r for r, (_, t) in zip(back, targets, strict=True)]
+
+
+def _elementwise(program: Program) -> tuple[tuple[str, bool], tuple[str, bool]]:
+    """Names of the elementwise inputs, in their order, and which of them the program has."""
+    return ("scale_map", program.scaled), ("mask", program.masked)
+
+
 def _check_elementwise(program: Program, first: Tensor, scale_map: Tensor | None, mask: Tensor | None) -> list[Tensor]:
     """The program's elementwise inputs as views of the predictions' shape."""
     views = []
-    for name, given, wanted in (("scale_map", scale_map, program.scaled), ("mask", mask, program.masked)):
+    for (name, wanted), given in zip(_elementwise(program), (scale_map, mask), strict=True):
         if (given is not None) != wanted:
             raise ValueError(f"{name}: the program takes {'one' if wanted else 'none'}")
         if given is None:
@@ -365,7 +412,7 @@ def _run(
     forced: bool,
 ) -> None:
     """Run a path on the tensors as rows, and bring to ``targets`` what it could not write there itself."""
-    if path == "triton" and _run_triton(program, inputs, values, targets, results, strategy, forced):
+    if path == "triton" and _run_triton(program, [*inputs, *elementwise], values, targets, results, strategy, forced):
         return
     path = "torch" if path == "triton" else path
     rows, views = _rows([*inputs, *targets], elementwise)
@@ -405,11 +452,12 @@ def _run_triton(
     results: Sequence[int],
     strategy: Strategy | None,
     forced: bool,
+    dims: Sequence[int] | None = None,
 ) -> bool:
     """Run the Triton kernels on the tensors as they lie; whether that worked."""
     apart = [torch.empty_like(t) if any(_collide(t, source, "triton") for source in inputs) else t for t in targets]
     try:
-        triton_backend.guide_triton(program, inputs, values, apart, results, strategy=strategy)
+        triton_backend.guide_triton(program, inputs, values, apart, results, dims=dims, strategy=strategy)
     except Exception as error:
         if forced:
             raise

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from fastcfg_kernels.groups import Groups
 
 from fastcfg import APG, CFG, NormCap, guide
-from fastcfg.groups import Groups
 
 SHAPES = [((2, 7, 5), (-1,)),
           ((2, 7, 5), (1,)), ((3, 4, 5, 6), (1,)), ((3, 4, 5, 6), (2, 3)), ((2, 3, 4, 5, 6), (1, 3)),

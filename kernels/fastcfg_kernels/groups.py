@@ -24,8 +24,8 @@ class Groups:
 
     def __init__(self, shape: Size, dims: Sequence[int]) -> None:
         rank = len(shape)
-        self._whole = not dims
-        if self._whole:
+        self.dims, self.whole = tuple(dims), not dims
+        if self.whole:
             self._order, self._shape = list(range(rank)), list(shape)
             self._count, self._repeat = math.prod(shape), 1
             return
@@ -49,7 +49,7 @@ class Groups:
             ValueError: for a value per sample where the group is the whole batch.
         """
         if isinstance(value, Tensor) and value.dim():
-            if self._whole and value.numel() > 1:
+            if self.whole and value.numel() > 1:
                 raise ValueError("params: sums over the whole batch take one value for all samples")
             return value.repeat_interleave(self._repeat)
         return value
