@@ -12,13 +12,14 @@ from ...schedules import Cosine, Exponential, Linear, Schedule
 from .hooks import attach, recipe_of
 from .perturbed import Patch, attach_perturbed, layers, skip_attention, skip_layer
 from .recipe import Modifier
-from .space import Space
+from .space import Space, check_space
 from .spec import MODEL, Node, choice, number, percent, space, text, whole
 
 __all__ = ["MODIFIER_NODES"]
 
 
 def _changed(model: Any, change: Callable[[Rule], Rule], space: Space | None, *, apart: bool = False) -> Any:
+    check_space(space)
     recipe = recipe_of(model)
     modifier = Modifier(change, space, apart)
     return attach(model, replace(recipe, modifiers=(*recipe.modifiers, modifier)))
@@ -69,6 +70,7 @@ def _interval(model: Any, start_percent: float, end_percent: float) -> Any:
 
 
 def _perturbed_attention(model: Any, scale: float, block: str, number: int, rescale: float) -> Any:
+    check_choice("block", block, ("input", "middle", "output"))
     return attach_perturbed(model, [Patch(skip_attention, "attn1", block, number)], scale, phi=rescale)
 
 

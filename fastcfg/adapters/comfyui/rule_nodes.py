@@ -15,13 +15,14 @@ from ...schedules import Schedule
 from ..common import with_scale
 from .hooks import attach, recipe_of
 from .recipe import Recipe, with_base
-from .space import Space
+from .space import Space, check_space
 from .spec import MODEL, Node, choice, flag, number, socket, space, text, whole
 
 __all__ = ["RULE_NODES"]
 
 
 def _with_rule(model: Any, base: Callable[[float | Schedule], Rule], space: Space | None, **options: Any) -> Any:
+    check_space(space)
     return attach(model, with_base(recipe_of(model), Recipe(base, space, **options)), {})
 
 

@@ -13,15 +13,22 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ...combination import check_choice
 from ...parameterization import Kind, Prediction
 
-__all__ = ["SPACES", "Space", "kind_of", "prediction_at"]
+__all__ = ["SPACES", "Space", "check_space", "kind_of", "prediction_at"]
 
 Space = Literal["x0", "noise", "v", "model"]
 """``x0``: the clean sample; ``noise``: along ``x - x0``; ``v``: v-prediction, a flow model's velocity; ``model``: what
 the network predicts. The first three are what ComfyUI's own nodes use, each its own."""
 
 SPACES: tuple[str, ...] = get_args(Space)
+
+
+def check_space(space: Space | None) -> None:
+    """Raise a ValueError unless it is one of :data:`SPACES`, or None for any."""
+    if space is not None:
+        check_choice("space", space, SPACES)
 
 
 def _sampling(model: Any) -> frozenset[str]:

@@ -43,7 +43,8 @@ def load() -> SimpleNamespace:
         found = {name: import_module(f"comfy.{name}") for name in ("samplers", "sample", "model_base", "model_patcher")}
         found |= {name: import_module(f"comfy.{name}") for name in ("supported_models", "model_sampling")}
         found |= {name: import_module(f"comfy_extras.nodes_{name}") for name in _NODES.split()}
-        found |= {"nodes": import_module("nodes"), "api": import_module("comfy_api.latest")}
+        found |= {name: import_module(name) for name in ("nodes", "execution")}
+        found |= {"api": import_module("comfy_api.latest")}
     return SimpleNamespace(**found)
 
 

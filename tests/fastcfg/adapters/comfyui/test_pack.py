@@ -43,3 +43,16 @@ def test_a_node_leaves_the_model_it_was_given() -> None:
     apply("FastcfgPerpNeg", model, empty_conditioning=EMPTY)
     apply("FastcfgPerturbedAttention", model)
     assert model.model_options == {"transformer_options": {}} and model.wrappers == {}
+
+
+def test_bad_input_names_the_argument() -> None:
+    for node, inputs in (
+        ("FastcfgTCFG", {"space": "latent"}), ("FastcfgRescale", {"space": "eps"}), ("FastcfgAPG", {"base": "both"}),
+        ("FastcfgSchedule", {"curve": "step"}), ("FastcfgCFGZeroStar", {"variant": "diffusers"}),
+        ("FastcfgPerturbedAttention", {"block": "attn"}),
+    ):  # fmt: skip
+        (name,) = inputs
+        with pytest.raises(ValueError, match=f"{name}: expected one of"):
+            apply(node, fake.Patcher(), **inputs)
+    with pytest.raises(ValueError, match="zero_init_steps"):
+        apply("FastcfgCFGZeroStar", fake.Patcher(), variant="comfyui", zero_init_steps=1)
