@@ -100,10 +100,7 @@ def test_prompts_run_with_either_interface(chain: str, monkeypatch: pytest.Monke
 
     prompt = graph({node: {**defaults(node), **inputs} for node, inputs in CHAINS[chain].items()})
     known = client.load().nodes.NODE_CLASS_MAPPINGS
-    classes: list[dict[str, Any]] = [
-        pack.NODE_CLASS_MAPPINGS,
-        {n.GET_SCHEMA().node_id: n for n in asyncio.run(third())},
-    ]
+    schemas: dict[str, Any] = {node.GET_SCHEMA().node_id: node for node in asyncio.run(third())}
     results = []
     for interface in (pack.NODE_CLASS_MAPPINGS, schemas):
         for name, node in {"Load": Load, "Keep": Keep, **interface}.items():
