@@ -11,8 +11,9 @@ from typing import Any
 
 import fastcfg_kernels as fk
 import torch
+from fastcfg_kernels.functional import Merge
 from fastcfg_kernels.math import sqrt, where
-from fastcfg_kernels.tiles import sample_sums
+from fastcfg_kernels.tiles import sample_moments
 from torch import Tensor
 
 from ..rules import Rule
@@ -34,17 +35,21 @@ def _shares(dot_d_d: Any, dot_new_new: Any, dot_cond_cond: Any) -> tuple[Any, An
 _SHARES = fk.compile_program(("old", "new"), (fk.Stage(_shares),), ("cond",))
 
 
-def measure_delta(new: Tensor, old: Tensor, cond: Tensor) -> Tensor:
+def measure_delta(new: Tensor, old: Tensor, cond: Tensor, merge: Merge | None = None) -> Tensor:
     """How far a delta has moved and how long it is: ``|new - old|/|new|`` and ``|new|/|cond|``.
 
     Args:
         new, old, cond: ``[B, ...]`` of one shape and device; sums are in float32 (float64 for float64).
+        merge: where they are parts of samples; see :class:`fastcfg.parallel.Shards`.
 
     Returns:
         ``[2, B]``. Nothing is read back from a device.
     """
     rows = [t.to(new.dtype).flatten(1) for t in (old, new, cond)]
-    moved, length, _ = _SHARES.weigh(tuple(sample_sums(_SHARES, rows)), float(rows[0].shape[1]), ())
+    moments = sample_moments(_SHARES, rows)
+    if merge is not None:
+        moments = merge(_SHARES, moments)
+    moved, length, _ = _SHARES.weigh(moments.sums(_SHARES), moments.count, ())
     return torch.stack([moved, length])
 
 

@@ -10,20 +10,16 @@ from fastcfg_kernels.functional import Merge
 from torch import Tensor
 
 from ..conditions import Conditions
-from ..guidance import guide
-from ..guided_step import guide_step
 from ..parameterization import Prediction
-from ..planner import PassPlan, Planner
 from ..rules import Rule
-from ..rules.cached import gate_of
 from ..samplers.step import Step
 from ..state import State
 from .automatic import Auto
 from .batching import Buffers
 from .capture import CapturedStep
 from .channels import GuidedChannels
-from .gate import Gate, measure_delta
-from .passes import Batched, Executor, Pass, Sequential, passes_of, prediction_of
+from .guidance import Guidance
+from .passes import Batched, Executor, Sequential, prediction_of
 from .replay import ReplayBackend
 from .report import PassReport
 from .step_input import StepInput
@@ -47,7 +43,7 @@ def executor_of(mode: Mode | Executor) -> Executor:
     raise ValueError(f"mode: expected 'batched', 'sequential', 'auto' or an executor, got {mode!r}")
 
 
-class GuidedDenoiser:
+class GuidedDenoiser(Guidance):
     """Calls ``model(x, t, **condition)`` for each prediction that a step needs, and guides.
 
     Args:
@@ -86,25 +82,26 @@ class GuidedDenoiser:
             raise TypeError(f"model: expected a callable model(x, t, **conditions), got {type(model).__name__}")
         if output is not None and not callable(output):
             raise TypeError(f"output: expected a callable, got {type(output).__name__}")
-        self.model = model
-        self.backend = backend
+        if rest is not None and guided_channels is None:
+            raise ValueError(f"rest: goes with guided_channels, got {rest!r} alone")
         self.executor = executor_of(mode)
-        self.shards = shards
         bind = getattr(self.executor, "bind", None)
+        super().__init__(
+            model,
+            rule,
+            backend=backend,
+            take=output or prediction_of,
+            channels=None if guided_channels is None else GuidedChannels(guided_channels, rest),
+            shards=shards,
+            # Ranks have to decide alike, and when a measure arrives is each rank's own matter.
+            wait=wait or bind is not None or shards is not None,
+        )
         if bind is not None:
             bind(rule)
-        self._take = output or prediction_of
-        self._wait = wait
-        self._planner = Planner(rule)
-        self._gate = None if gate_of(rule) is None else Gate(rule, wait)
-        self._channels = None if guided_channels is None else GuidedChannels(guided_channels, rest)
-        if rest is not None and (guided_channels is None or rest not in rule.conditions):
-            raise ValueError(f"rest: expected one of {list(rule.conditions)}, with guided_channels, got {rest!r}")
         if isinstance(scale := getattr(model, "embedded_scale", None), float):
             from ..distill.conventions import check_double_guidance  # Its package imports this one.
 
             check_double_guidance(rule, scale)
-        self._report = PassReport()
         self._input = StepInput()
         # One that has no batch of its own takes the first block alone.
         self._copies = len(rule.conditions) if hasattr(self.executor, "buffers") else 1
@@ -124,25 +121,6 @@ class GuidedDenoiser:
             wait=self._wait,
         )
 
-    @property
-    def rule(self) -> Rule:
-        """The guidance."""
-        return self._planner.rule
-
-    @property
-    def passes_run(self) -> int:
-        """Passes of one batch of samples that were run."""
-        return self._report.run
-
-    @property
-    def passes_saved(self) -> int:
-        """Passes that the full guidance would have run besides; :meth:`report` says why they were not."""
-        return self._report.saved
-
-    def report(self) -> PassReport:
-        """The passes run and saved so far, by reason. Calls inside of a ``torch.compile`` are not counted."""
-        return self._report.copy()
-
     def reset(self) -> None:
         """Set the counters to zero and let go of the executor's buffers."""
         self._report = PassReport()
@@ -150,20 +128,6 @@ class GuidedDenoiser:
         reset = getattr(self.executor, "reset", None)
         if reset is not None:
             reset()
-
-    def plan(
-        self,
-        conditions: Conditions,
-        step: int | None = None,
-        num_steps: int | None = None,
-        *,
-        sigma: float | None = None,
-        params: Mapping[str, Any] | None = None,
-        state: State | None = None,
-    ) -> PassPlan:
-        """The passes of a step, as a call with the same arguments would run them; nothing is run or counted."""
-        phase = self._gate.phase(state, step) if self._gate and state is not None and step is not None else "auto"
-        return self._planner.plan(conditions, step, num_steps, sigma=sigma, fixed=bool(params), phase=phase)
 
     def __call__(
         self,
@@ -266,73 +230,6 @@ class GuidedDenoiser:
             measured = self.measure(planned, results, before, state) if self.measures(planned) else None
             self.note_refresh(planned, state, step.index, measured)
         return after
-
-    def combine_step(
-        self, planned: PassPlan, results: Mapping[str, Tensor], step: Step, *, x: Tensor, **arguments: Any
-    ) -> Tensor:
-        """The guidance of the passes' results and the solver's step: what :meth:`step` does once they are run.
-
-        Args:
-            arguments: of :func:`fastcfg.guide_step`.
-        """
-        if self._channels is not None:
-            results = {name: self._channels.of(result) for name, result in results.items()}
-        named: dict[str, Any] = planned.predictions(results)
-        return guide_step(planned.rule, step, x=x, backend=self.backend, shards=self.shards, **arguments, **named)
-
-    def passes(self, planned: PassPlan, conditions: Conditions) -> list[Pass]:
-        """The passes of a plan, for an :class:`Executor`."""
-        return passes_of(planned.passes, conditions, self.model, self._take)
-
-    def count(self, planned: PassPlan) -> None:
-        """Count the passes of a plan as run."""
-        self._report.count(len(planned.passes), planned.saved_by)
-
-    def combine(
-        self,
-        planned: PassPlan,
-        results: Mapping[str, Tensor],
-        *,
-        params: Mapping[str, Any] | None = None,
-        state: State | None = None,
-        out: Tensor | None = None,
-        **space: Any,
-    ) -> Tensor:
-        """The guidance of the passes' results: what a call does once they are run."""
-
-        def guided(predictions: Mapping[str, Tensor], to: Tensor | None) -> Tensor:
-            if planned.unguided:
-                only = predictions[planned.passes[0]]
-                return only if to is None else to.copy_(only)
-            named: dict[str, Any] = planned.predictions(predictions)
-            return guide(
-                planned.rule,
-                params=params,
-                backend=self.backend,
-                state=state,
-                out=to,
-                shards=self.shards,
-                **space,
-                **named,
-            )
-
-        return guided(results, out) if self._channels is None else self._channels.guide(planned, results, guided, out)
-
-    def measures(self, planned: PassPlan) -> bool:
-        """Whether the gate measures the delta of a plan's step."""
-        return self._gate is not None and self._gate.measures and "delta" in planned.rule.lowered.updates
-
-    def measure(self, planned: PassPlan, results: Mapping[str, Tensor], before: Tensor | None, state: State) -> Tensor:
-        """How far and how long the delta in the state is, ``[2, B]``; see :func:`measure_delta`."""
-        cond, new = planned.predictions(results)["cond"], state["delta"]
-        if self._channels is not None:
-            cond = self._channels.of(cond)
-        return measure_delta(new, new if before is None else before, cond)
-
-    def note_refresh(self, planned: PassPlan, state: State, step: int | None, measured: Tensor | None) -> None:
-        """Tell the gate that a step is done."""
-        if self._gate is not None and step is not None and "delta" in planned.rule.lowered.updates:
-            self._gate.refreshed(state, step, measured)
 
     def capture(
         self,
