@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import fastcfg_kernels as fk
 import numpy as np
 import torch
+from fastcfg_kernels.groups import Groups
 
 from fastcfg import (
     APG,
@@ -30,7 +31,6 @@ from fastcfg import (
     State,
     guide,
 )
-from fastcfg.groups import Groups
 
 from .cases import BY_NAME, EPSILON, Case, Named, clamped, draw, exact, rescaled
 from .oracles import nonlinear, perturbed, projection, rescale
