@@ -47,7 +47,8 @@ def _two(model: Any, positive: Any, positive_2: Any, negative: Any, cfg: float, 
     def rule(scale: float | Schedule) -> MultiCondition:
         return MultiCondition((scale, cfg_2))
 
-    sources = (("uncond", "negative"), ("cond_1", "positive"), ("cond_2", "positive_2"))
+    # Modifiers measure by cond, the first.
+    sources = (("uncond", "negative"), ("cond_1", "positive"), ("cond_2", "positive_2"), ("cond", "positive"))
     given = {"positive": positive, "positive_2": positive_2, "negative": negative}
     return rule_guider(model, Recipe(rule, None, sources), cfg, given)
 

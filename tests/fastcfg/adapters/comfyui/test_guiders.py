@@ -60,6 +60,17 @@ def test_guiders_run_their_conditions_in_one_batch(node: str, shape: str) -> Non
     assert model.model.calls == [order]
 
 
+@pytest.mark.parametrize("node", GUIDERS)
+def test_modifiers_of_guiders_measure_by_the_positive(node: str) -> None:
+    inputs, _, order = GUIDERS[node]
+    model, x = fake.Patcher(), noise((2, 4, 6, 8))
+    modified = apply("FastcfgNormCap", model, mode="full", cap=0.5)
+    got = guided_once(apply(node, modified, cfg=5.0, **inputs), x)
+    norms = (got.flatten(1).norm(dim=1), 0.5 * fake.predict(x, 1.0).flatten(1).norm(dim=1))
+    assert torch.allclose(*norms, rtol=1e-5)
+    assert model.model.calls == [order]
+
+
 def test_guiders_leave_out_passes_of_weight_zero() -> None:
     inputs = GUIDERS["FastcfgDualCFGGuider"][0]
     for neg_scale, order in ((0.0, [1.0, 0.2]), (4.0, [1.0, -0.5])):
