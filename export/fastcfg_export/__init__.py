@@ -6,13 +6,13 @@
 
 from .build import Built, build_engine
 from .engine import Engine
+from .errors import BuildError, ExportError, SidecarError
+from .metadata import read_signature
 from .models import GraphModel, Input, adapt, from_example
 from .module import GuidedModule
-from .onnx_export import Exported, ExportError, export_onnx, read_signature
-from .runtimes import BuildError
+from .onnx_export import Exported, export_onnx
 from .sampler_step import STEPS, SamplerStep
 from .serving import write_repository
-from .sidecar import SidecarError
 from .signature import Axis, Signature, TensorSpec
 from .verification import Parity, verify
 

@@ -13,10 +13,11 @@ import torch
 
 from fastcfg.version import __version__
 
+from .errors import SidecarError
 from .files import existing_file, folder_beside, move_into_place, sha256_of
-from .onnx_export import hashes, read_signature
+from .metadata import hashes, read_signature
 from .runtimes import CAPABILITIES, TensorRT, load_runtime
-from .sidecar import Profile, Sidecar, SidecarError, profile_shapes, sidecar_path
+from .sidecar import Profile, Sidecar, profile_shapes, sidecar_path
 from .signature import Signature, merge_axes
 
 __all__ = ["Built", "build_engine", "peak_memory", "rebuild_reasons"]

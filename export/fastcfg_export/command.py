@@ -14,7 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .build import Built, build_engine
 from .engine import Engine
-from .onnx_export import Exported, ExportError, export_onnx, read_signature
+from .errors import ExportError
+from .metadata import read_signature
+from .onnx_export import Exported, export_onnx
 from .runtimes import load_runtime
 from .serving import docker_command, write_repository
 from .signature import DTYPES

@@ -12,16 +12,18 @@ from torch import Tensor
 
 import fastcfg
 from fastcfg.combination import check_choice
-from fastcfg.conditions import Condition, Conditions
+from fastcfg.conditions import Conditions
 from fastcfg.denoiser.structure import structure_of
 
+from .arguments import condition_arguments, fit, noise_levels, state_entry
+from .errors import SidecarError
 from .files import existing_file
-from .onnx_export import hashes, read_signature
+from .metadata import hashes, read_signature
 from .ort import OrtSession
 from .plan_runner import PlanRunner, check_inputs
 from .runtimes import load_runtime
-from .sidecar import Sidecar, SidecarError
-from .signature import Signature, TensorSpec
+from .sidecar import Sidecar
+from .signature import Signature
 
 __all__ = ["Engine"]
 
@@ -166,8 +168,8 @@ class Engine:
             raise ValueError(f"x: expected [B, ...], got {list(x.shape) if isinstance(x, Tensor) else type(x)}")
         rule = self._resolved(step, num_steps, sigma)
         values = self._parameters(rule, params or {})
-        given = _levels(prediction, levels or {})
-        conditioned = _arguments(self.signature, conditions)
+        given = noise_levels(prediction, levels or {})
+        conditioned = condition_arguments(self.signature, conditions)
         inputs: dict[str, Tensor] = {}
         for spec in self.signature.inputs:
             if spec.role == "sample":
@@ -177,13 +179,13 @@ class Engine:
             elif spec.role == "condition":
                 value = conditioned[spec.name]
             elif spec.role == "state":
-                value = _state_entry(spec, state, x)
+                value = state_entry(spec, state, x)
             else:
                 source = {"parameter": values, "level": given}.get(spec.role, dict(shared or {}))
                 if spec.key not in source:
                     raise ValueError(f"{spec.key}: expected a value, since it is an input of the graph; got none")
                 value = source[spec.key]
-            inputs[spec.name] = _fit(spec, value, x)
+            inputs[spec.name] = fit(spec, value, x)
         results = self.run(inputs)
         first, *others = (results[spec.name] for spec in self.signature.outputs)
         if state is not None:
@@ -250,55 +252,3 @@ def _obstacle(sidecar: Sidecar) -> str | None:
     if here not in sidecar.capabilities:
         return f"it was built for compute capability {', '.join(sidecar.capabilities)}, the GPU has {here}"
     return None
-
-
-def _levels(prediction: fastcfg.Prediction | None, levels: Mapping[str, Any]) -> dict[str, Any]:
-    own = {} if prediction is None else {"alpha": prediction.alpha, "sigma": prediction.sigma}
-    return own | dict(levels)
-
-
-def _flat(condition: Mapping[str, Any] | Condition) -> dict[str, Any]:
-    kwargs = condition.kwargs if isinstance(condition, Condition) else condition
-    flat: dict[str, Any] = {}
-    for key, value in kwargs.items():
-        flat |= _flat(value) if isinstance(value, Mapping) else {key: value}
-    return flat
-
-
-def _arguments(signature: Signature, conditions: Conditions) -> dict[str, Any]:
-    """Tensors by the names of the graph's inputs."""
-    names = signature.conditions
-    # A student takes one condition of those that samplers of its teacher give.
-    if not set(names) <= set(conditions) or (signature.rule is not None and len(conditions) > len(names)):
-        raise ValueError(f"conditions: expected {list(names)}, got {list(conditions)}")
-    arguments: dict[str, Any] = {}
-    for name in names:
-        condition = conditions[name]
-        if isinstance(condition, Condition) and (condition.model or condition.context):
-            raise ValueError(f"conditions: {name!r} has a model or a context of its own, which no engine runs")
-        flat = _flat(condition)
-        keys = [spec.key for spec in signature.by_role("condition") if spec.condition == name]
-        if sorted(flat) != sorted(keys):
-            raise ValueError(f"conditions: {name!r}: expected the arguments {keys}, got {list(flat)}")
-        arguments |= {f"{name}_{key}": value for key, value in flat.items()}
-    return arguments
-
-
-def _state_entry(spec: TensorSpec, state: fastcfg.State | None, x: Tensor) -> Tensor:
-    if state is None:
-        raise ValueError(f"state: the engine carries {spec.key!r}; give state=fastcfg.State(), one for a request")
-    return state[spec.key] if spec.key in state else torch.zeros_like(x, dtype=spec.torch_dtype)
-
-
-def _fit(spec: TensorSpec, value: Any, x: Tensor) -> Tensor:
-    """A value as the graph's input: a number or 0-dim tensor for each image, in the input's dtype."""
-    if not isinstance(value, Tensor):
-        if len(spec.dims) > 1 or isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{spec.name}: expected a tensor, got {type(value).__name__}")
-        return torch.full((x.shape[0],), value, dtype=spec.torch_dtype, device=x.device)
-    if spec.torch_dtype.is_floating_point != value.is_floating_point() and spec.role == "condition":
-        raise TypeError(f"{spec.name}: expected {spec.dtype}, got {value.dtype}")
-    if len(spec.dims) == 1 and value.numel() == 1:
-        value = value.reshape(1).expand(x.shape[0])
-    fitted: Tensor = value.to(device=x.device, dtype=spec.torch_dtype)
-    return fitted.contiguous()

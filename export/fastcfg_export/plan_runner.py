@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import SidecarError
 from .runtimes import TensorRT, runtime_logger
-from .sidecar import Sidecar, SidecarError
+from .sidecar import Sidecar
 from .signature import TensorSpec
 
 __all__ = ["PlanRunner", "check_inputs", "choose_profile"]

@@ -10,7 +10,9 @@ from typing import Any, Literal, cast
 
 from fastcfg.combination import check_choice
 
-__all__ = ["CAPABILITIES", "BuildError", "RuntimeName", "TensorRT", "load_runtime", "runtime_logger", "usable_runtimes"]
+from .errors import BuildError
+
+__all__ = ["CAPABILITIES", "RuntimeName", "TensorRT", "load_runtime", "runtime_logger", "usable_runtimes"]
 
 RuntimeName = Literal["tensorrt_rtx", "tensorrt"]
 
@@ -18,10 +20,6 @@ CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that TensorRT-RTX 1.7 builds for ahead of time."""
 
 _EXTRAS = {"tensorrt_rtx": "pip install 'fastcfg[rtx]'", "tensorrt": "pip install tensorrt, from NVIDIA's index"}
-
-
-class BuildError(RuntimeError):
-    """A graph that a builder refuses."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fastcfg.combination import check_choice
 from fastcfg.files import write_atomically
 
 from .files import existing_file
-from .onnx_export import hashes, read_signature
+from .metadata import hashes, read_signature
 from .sidecar import Sidecar
 from .signature import BATCH, Axis, Signature, TensorSpec
 

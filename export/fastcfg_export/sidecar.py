@@ -11,19 +11,16 @@ from typing import Any
 
 from fastcfg.files import write_atomically
 
+from .errors import SidecarError
 from .files import sha256_of
 from .signature import Axis, Signature
 
-__all__ = ["FORMAT", "Profile", "Sidecar", "SidecarError", "profile_shapes", "sidecar_path"]
+__all__ = ["FORMAT", "Profile", "Sidecar", "profile_shapes", "sidecar_path"]
 
 FORMAT = 1
 
 Profile = Mapping[str, Axis]
 """Sizes that a plan is built for, by axis."""
-
-
-class SidecarError(ValueError):
-    """A plan or its sidecar that cannot be trusted."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .errors import ExportError
+from .metadata import require_onnx
 from .module import GuidedModule
-from .onnx_export import ExportError, draw_inputs, require_onnx
 from .ort import OrtSession
+from .sample_inputs import draw_inputs
 from .signature import BATCH, Signature
 
 __all__ = ["Parity", "Row", "default_cases", "one_ulp_up", "verify"]
@@ -154,8 +156,8 @@ def verify(
     """
     onnx = require_onnx()
     try:
-        onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"graph: ONNX's checker refuses it: {str(error)[:400]}") from None
     signature = module.signature
     dtype = module.graph_model.float_dtype

@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 from fastcfg_export import Axis, GuidedModule, adapt, export_onnx, from_example, verify
-from fastcfg_export.onnx_export import draw_inputs
+from fastcfg_export.sample_inputs import draw_inputs
 
 from benchmarks.export_models import ARCHITECTURES
 from fastcfg import APG, CFG, TCFG, PerpNeg
@@ -29,7 +29,9 @@ def build(name: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", [*GUIDED, *STUDENTS])
 def test_graphs(name: str, tmp_path: Path) -> None:
-    exported = export_onnx(build(name), GUIDED.get(name), tmp_path / f"{name}.onnx")
+    # SDXL in half precision mixes dtypes in its added conditions.
+    model = build(name).half() if name == "sdxl" else build(name)
+    exported = export_onnx(model, GUIDED.get(name), tmp_path / f"{name}.onnx")
     axes = exported.signature.axes
     cases = [({k: v for k, v in sizes.items() if k in axes}, {"scale": s}) for sizes, s in ((SMALL, 7.5), (LARGE, 2.0))]
     parity = verify(exported.path, exported.module, cases=cases)

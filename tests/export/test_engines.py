@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fastcfg_export import Built, Engine, SidecarError, build_engine, export_onnx
-from fastcfg_export.onnx_export import draw_inputs
+from fastcfg_export.sample_inputs import draw_inputs
 from fastcfg_kernels.notices import warn_once
 from torch import Tensor
 

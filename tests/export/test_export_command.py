@@ -7,7 +7,7 @@ import pytest
 import torch
 from fastcfg_export import Axis, ExportError, GraphModel, GuidedModule, read_signature
 from fastcfg_export.command import Options, command
-from fastcfg_export.onnx_export import draw_inputs
+from fastcfg_export.sample_inputs import draw_inputs
 from fastcfg_export.sources import parse_profile, parse_rule, resolve_model
 from rich.console import Console
 from typer.testing import CliRunner
@@ -54,7 +54,7 @@ def test_a_graph_a_plan_and_a_repository(tmp_path: Path) -> None:
         (["--rule", "Nope"], "rule: type: expected one of"),
         (["--rule", '{"type": "CFG", "phi": 1}'], "rule: CFG has no field phi"),
         (["--dtype", "int8"], "dtype: expected float32, float16 or bfloat16, got 'int8'"),
-        (["--param", "phi"], "parameters: CFG has"),
+        (["benchmarks.export_models:toy", "--param", "phi"], "parameters: CFG has"),
         (["--engine", "--runtime", "openvino"], "runtime: expected one of"),
         (["none.onnx"], "path: expected a file, there is none at none.onnx"),
         (["benchmarks.export_models:toy", "--sample"], "sample: only the demo's pictures are known"),

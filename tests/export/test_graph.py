@@ -9,8 +9,9 @@ import onnx
 import pytest
 import torch
 from fastcfg_export import Exported, ExportError, Signature, export_onnx, read_signature, verify
-from fastcfg_export.onnx_export import draw_inputs, hashes
+from fastcfg_export.metadata import hashes
 from fastcfg_export.ort import OrtSession
+from fastcfg_export.sample_inputs import draw_inputs
 
 import fastcfg
 from benchmarks.export_models import Toy, toy
@@ -104,8 +105,8 @@ def test_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
         assert all(row.difference < 2**-8 for row in parity.rows)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_the_node_has_a_body_that_gives_the_same(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_the_node_has_a_body_that_gives_the_same(tmp_path: Path) -> None:
+    dtype = torch.float16
     rule = fastcfg.Clamp(CFG(rescale=0.7), k=3.0)
     plain = export_onnx(toy(dtype), rule, tmp_path / "plain.onnx")
     node = export_onnx(toy(dtype), rule, tmp_path / "node.onnx", custom_op=True)

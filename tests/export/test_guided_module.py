@@ -3,7 +3,8 @@
 import pytest
 import torch
 from fastcfg_export import Axis, GuidedModule
-from fastcfg_export.onnx_export import draw_inputs, trace
+from fastcfg_export.onnx_export import trace
+from fastcfg_export.sample_inputs import draw_inputs
 
 import fastcfg
 from benchmarks.export_models import Toy, toy

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from fastcfg_export import Axis, GuidedModule, SidecarError
-from fastcfg_export.onnx_export import draw_inputs
 from fastcfg_export.plan_runner import PlanRunner, choose_profile
 from fastcfg_export.runtimes import TensorRT
+from fastcfg_export.sample_inputs import draw_inputs
 from fastcfg_export.sidecar import Sidecar
 
 from benchmarks.export_models import toy

@@ -1,0 +1,17 @@
+"""What can go wrong, each with a message for a user."""
+
+from __future__ import annotations
+
+__all__ = ["BuildError", "ExportError", "SidecarError"]
+
+
+class ExportError(RuntimeError):
+    """A model that cannot become a graph, or a graph that is not what was asked for."""
+
+
+class BuildError(RuntimeError):
+    """A graph that a builder refuses."""
+
+
+class SidecarError(ValueError):
+    """A plan or its sidecar that cannot be trusted."""
