@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +96,10 @@ def _perp_neg(model: Any, empty_conditioning: Any, neg_scale: float, scale_negat
 
 
 def _from_json(model: Any, rule: str, space: Space) -> Any:
-    given = Rule.from_json(rule)
+    try:
+        given = Rule.from_json(rule)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'rule: expected JSON such as {{"type": "CFG"}}, got {rule!r} ({error})') from None
     if unknown := sorted(set(given.conditions) - {"cond", "uncond"}):
         raise ValueError(f"rule: expected one of cond and uncond alone, got one that also takes {', '.join(unknown)}")
     return _with_rule(model, lambda scale: with_scale(given, scale) or given, space, always=True)

@@ -54,5 +54,7 @@ def test_bad_input_names_the_argument() -> None:
         (name,) = inputs
         with pytest.raises(ValueError, match=f"{name}: expected one of"):
             apply(node, fake.Patcher(), **inputs)
+    with pytest.raises(ValueError, match="rule: expected JSON"):
+        apply("FastcfgRule", fake.Patcher(), rule="CFG(7.5)")
     with pytest.raises(ValueError, match="zero_init_steps"):
         apply("FastcfgCFGZeroStar", fake.Patcher(), variant="comfyui", zero_init_steps=1)
