@@ -21,7 +21,7 @@ from .program import Program
 from .tiles import accumulator
 from .triton_backend import OPTIONS, interpreting, kernel_constants
 
-__all__ = ["TARGETS", "Compiled", "compile_ahead"]
+__all__ = ["TARGETS", "Compiled", "Sizes", "compile_ahead"]
 
 TARGETS: dict[str, tuple[str, Any, int]] = {
     "cuda:80": ("cuda", 80, 32),
@@ -38,6 +38,23 @@ _DIVISIBLE = [["tt.divisibility", 16]]
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What a kernel is compiled for.
+
+    Attributes:
+        count: elements of a group.
+        groups: groups in all.
+        across: whether neighbouring groups, not elements, are neighbours in memory, as a pixel's channels are not.
+        aligned: whether pointers, strides and sizes are multiples of 16, as a caller's usually are.
+    """
+
+    count: int
+    groups: int = 1
+    across: bool = False
+    aligned: bool = True
+
+
+@dataclass(frozen=True)
 class Compiled:
     """What one kernel became; -1 where a target's tools are missing.
 
@@ -46,6 +63,7 @@ class Compiled:
         registers: registers a thread; spills: local loads and stores.
         loads: how often each input element is loaded; load_bits: width of those loads at the widest.
         store_bits: width of the widest stores.
+        longest_sum: elements that one of the compiler's reductions adds at most: two have one order in every layout.
         barriers: waits of a program's warps for each other.
         float64: arithmetic instructions on float64.
         instructions: of the kernel in all; binary: size of the machine code in bytes.
@@ -59,6 +77,7 @@ class Compiled:
     loads: float
     load_bits: int
     store_bits: int
+    longest_sum: int
     barriers: int
     float64: int
     instructions: int
@@ -110,14 +129,24 @@ def _tool(name: str) -> str | None:
     return str(packed) if packed.exists() else shutil.which(name)
 
 
-def _plans(program: Program, dtype: torch.dtype, count: int, strategies: Iterable[str]) -> list[LaunchPlan]:
+def _longest_sum(code: str) -> int:
+    """The longest axis that a reduction in Triton's own code for the GPU runs over; 0 without any."""
+    found = re.findall(r'"tt\.reduce"\([^)]*\) <\{axis = (\d+) : i32[^}]*\}>.*?\}\) : \(tensor<([0-9x]+)x', code, re.S)
+    return max((int(shape.split("x")[int(axis)]) for axis, shape in found), default=0)
+
+
+def _plans(program: Program, dtype: torch.dtype, sizes: Sizes, strategies: Iterable[str]) -> list[LaunchPlan]:
     plans = []
     for strategy in ("row", "cooperative", "two_launch"):
         if strategy in strategies and (program.reduces or strategy == "two_launch"):
             chosen: Strategy = strategy  # type: ignore[assignment]
             try:
                 read = program.width + program.affine + program.scaled + program.masked
-                plans.append(plan_launch(count, read, dtype.itemsize, strategy=chosen, cooperative=128))
+                plans.append(
+                    plan_launch(
+                        sizes.count, read, dtype.itemsize, groups=sizes.groups, strategy=chosen, cooperative=128
+                    )
+                )
             except ValueError:  # The strategy is not for this size.
                 continue
     return plans
@@ -127,17 +156,15 @@ def compile_ahead(
     program: Program,
     dtype: torch.dtype,
     target: str,
+    sizes: Sizes,
     *,
-    count: int = 4096,
-    aligned: bool = True,
     strategies: Sequence[str] = ("row", "cooperative", "two_launch"),
 ) -> list[Compiled]:
     """Compile the kernels of a program for a target, those that the sizes allow.
 
     Args:
         target: a key of :data:`TARGETS`.
-        count: elements of a sample, which a program's tiles follow from.
-        aligned: whether pointers, strides and count are multiples of 16, as a caller's usually are.
+        sizes: what a program's tiles follow from.
 
     Raises:
         RuntimeError: under Triton's interpreter, which has no compiler.
@@ -147,7 +174,7 @@ def compile_ahead(
     from . import triton_kernels as kernels
 
     results = []
-    for plan in _plans(program, dtype, count, strategies):
+    for plan in _plans(program, dtype, sizes, strategies):
         launched = {
             "row": [kernels.row_kernel],
             "cooperative": [kernels.cooperative_kernel],
@@ -155,12 +182,12 @@ def compile_ahead(
         }[plan.strategy]
         if plan.strategy == "cooperative" and not target.startswith("cuda"):
             continue
-        results += [_compile(kernel, program, dtype, target, plan, count, aligned) for kernel in launched]
+        results += [_compile(kernel, program, dtype, target, plan, sizes) for kernel in launched]
     return results
 
 
 def _compile(
-    kernel: Any, program: Program, dtype: torch.dtype, target: str, plan: LaunchPlan, count: int, aligned: bool
+    kernel: Any, program: Program, dtype: torch.dtype, target: str, plan: LaunchPlan, sizes: Sizes
 ) -> Compiled:
     import triton
     import triton.language as tl
@@ -184,10 +211,10 @@ def _compile(
         "TILES": plan.chunk,
         "TILE": plan.tile,
         "WIDE": False,
-        "WHOLE": aligned and count % (plan.chunk * plan.tile) == 0,
+        "WHOLE": sizes.aligned and sizes.count % (plan.chunk * plan.tile) == 0 and sizes.groups % plan.groups == 0,
         "ACC": tl.float64 if acc == torch.float64 else tl.float32,
     }
-    # A group's stride, and an element's, which is 1 and known.
+    # A group's stride and an element's; the smaller is 1, which is known.
     steps = {"strides": read, "out_strides": program.results, "tail_strides": tail}
     signatures: dict[str, Any] = {
         "predictions": (number,) * size + (sums,) * (vectors - size + program.scaled) + ("*u8",) * program.masked,
@@ -198,19 +225,22 @@ def _compile(
         "arrivals": "*i32",
         "outer": (),
         "inner": (),
-        **{name: ("i64", "constexpr") * many for name, many in steps.items()},
+        **{
+            name: (("constexpr", "i64") if sizes.across else ("i64", "constexpr")) * many
+            for name, many in steps.items()
+        },
         **dict.fromkeys(("groups", "per_sample", "count", "tiles", "pitch"), "i32"),
     }
     constexprs: dict[Any, Any] = {name: value for name, value in fixed.items() if name in kernel.arg_names}
     attrs: dict[tuple[int, ...], Any] = {}
     for i, name in enumerate(kernel.arg_names):
         if name in steps:
-            constexprs |= {(i, 2 * k + 1): 1 for k in range(steps[name])}
-            if aligned:
-                attrs |= {(i, 2 * k): _DIVISIBLE for k in range(steps[name])}
-        elif aligned and name in ("predictions", "outs", "tail"):
+            constexprs |= {(i, 2 * k + 1 - sizes.across): 1 for k in range(steps[name])}
+            if sizes.aligned:
+                attrs |= {(i, 2 * k + sizes.across): _DIVISIBLE for k in range(steps[name])}
+        elif sizes.aligned and name in ("predictions", "outs", "tail"):
             attrs |= {(i, k): _DIVISIBLE for k in range(len(signatures[name]))}
-        elif aligned and name in ("workspace", "arrivals", "count", "pitch"):
+        elif sizes.aligned and name in ("workspace", "arrivals", "groups", "count", "pitch"):
             attrs[(i,)] = _DIVISIBLE
     signature = {name: "constexpr" if name in fixed else signatures[name] for name in kernel.arg_names}
 
@@ -225,8 +255,9 @@ def _compile(
     binary = compiled.asm["cubin" if backend == "cuda" else "hsaco"]
     code = _Code.of(binary) if backend == "cuda" else None
     name = kernel.fn.__name__
+    longest = _longest_sum(compiled.asm["ttgir"])
     if code is None:
-        return Compiled(name, target, plan.strategy, -1, -1, -1, -1, -1, -1, -1, -1, len(binary))
+        return Compiled(name, target, plan.strategy, -1, -1, -1, -1, -1, longest, -1, -1, -1, len(binary))
     # Partial sums, which other programs wrote, are read past the first cache, and marked for it.
     loads = code.bits(r"LDG\.E(?!.*STRONG)")
     wide = [width for width in loads if width == max(loads)]
@@ -242,6 +273,7 @@ def _compile(
         loads=sum(wide) / 8 * plan.num_warps * 32 / (plan.chunk * plan.tile * plan.groups * bytes_of),
         load_bits=max(loads, default=0),
         store_bits=max(code.bits("STG"), default=0),
+        longest_sum=longest,
         barriers=code.count("BAR"),
         float64=code.count(r"D(ADD|MUL|FMA|SETP)"),
         instructions=len(code.lines),

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from . import math
-from .aot import TARGETS, Compiled, compile_ahead
+from .aot import TARGETS, Compiled, Sizes, compile_ahead
 from .program import Program, Stage, compile_program
 
-__all__ = ["SUPPORTED", "Row", "broken", "main", "measure", "programs", "to_markdown"]
+__all__ = ["PARAMS", "SUPPORTED", "Row", "broken", "main", "measure", "programs", "to_markdown"]
 
 SUPPORTED = ((3, 6), (3, 9))
 """Oldest and newest version of Triton that these kernels have been compiled with."""
@@ -54,6 +54,10 @@ def _perpendicular(dot_d_cond_d_cond: float, dot_d_cond_d_negative: float, scale
     return 1.0, scale, -dot_d_cond_d_negative / math.maximum(dot_d_cond_d_cond, 1e-12)
 
 
+PARAMS = {"scale": 4.0, "strength": 0.7, "radius": 2.0, "momentum": -0.5, "shift": 0.3, "gain": 0.9}
+"""A value for each parameter of the programs below."""
+
+
 @cache
 def programs() -> dict[str, Program]:
     """Representative programs: without sums, centred sums, a clamp, plain sums of three, state and an affine space."""
@@ -73,44 +77,48 @@ class Row:
 
     program: str
     dtype: str
-    count: int
-    aligned: bool
+    sizes: Sizes
     compiled: Compiled
 
 
-SIZES: tuple[tuple[str, torch.dtype, int, bool], ...] = (
-    *((name, torch.bfloat16, 65_536, True) for name in ("cfg", "rescale", "clamp", "perpendicular", "projected")),
-    ("rescale", torch.bfloat16, 16_384, True),
-    ("rescale", torch.bfloat16, 64, True),
-    ("rescale", torch.bfloat16, 2_097_152, True),
-    ("rescale", torch.float16, 16_384, True),
-    ("rescale", torch.float32, 16_384, True),
-    ("rescale", torch.float64, 4_096, True),
-    ("perpendicular", torch.float32, 8_192, True),
-    ("rescale", torch.bfloat16, 35_001, False),
+LATENT = Sizes(65_536)
+TOKENS = Sizes(64, groups=4_096)
+CHANNELS = Sizes(16, groups=16_384, across=True)
+PROBLEMS: tuple[tuple[str, torch.dtype, Sizes], ...] = (
+    *((name, torch.bfloat16, LATENT) for name in ("cfg", "rescale", "clamp", "perpendicular", "projected")),
+    ("rescale", torch.bfloat16, Sizes(16_384)),
+    ("rescale", torch.bfloat16, TOKENS),
+    ("rescale", torch.bfloat16, Sizes(2_097_152)),
+    ("rescale", torch.bfloat16, CHANNELS),
+    ("rescale", torch.float16, Sizes(16_384)),
+    ("rescale", torch.float32, Sizes(16_384)),
+    ("rescale", torch.float64, Sizes(4_096)),
+    ("perpendicular", torch.float32, Sizes(8_192)),
+    ("rescale", torch.bfloat16, Sizes(35_001, aligned=False)),
 )
-"""Program, dtype, elements of a sample, and whether pointers and sizes are multiples of 16 elements."""
-
+"""Program, dtype and sizes."""
 
 EVERYWHERE = 7
-"""How many of :data:`SIZES` every target gets; the others are for ``cuda:90``."""
+"""How many of :data:`PROBLEMS` every target gets; the others are for ``cuda:90``."""
 
 
 def measure(
-    targets: Iterable[str] = tuple(TARGETS), sizes: Sequence[tuple[str, torch.dtype, int, bool]] = SIZES
+    targets: Iterable[str] = tuple(TARGETS), problems: Sequence[tuple[str, torch.dtype, Sizes]] = PROBLEMS
 ) -> list[Row]:
-    """Compile everything; targets other than ``cuda:90`` get those of ``sizes`` that stand for all.
+    """Compile everything; targets other than ``cuda:90`` get those problems that stand for all.
 
     Args:
         targets: keys of :data:`~fastcfg_kernels.aot.TARGETS`.
     """
     rows = []
     for target in targets:
-        for name, dtype, count, aligned in sizes:
-            if target != "cuda:90" and (name, dtype, count, aligned) not in SIZES[:EVERYWHERE]:
-                continue
-            compiled = compile_ahead(programs()[name], dtype, target, count=count, aligned=aligned)
-            rows += [Row(name, str(dtype).removeprefix("torch."), count, aligned, one) for one in compiled]
+        for problem in problems:
+            if target == "cuda:90" or problem in PROBLEMS[:EVERYWHERE]:
+                name, dtype, sizes = problem
+                # Many small groups are what `row` is for.
+                strategies = ("row",) if sizes.groups > 1 else ("row", "cooperative", "two_launch")
+                compiled = compile_ahead(programs()[name], dtype, target, sizes, strategies=strategies)
+                rows += [Row(name, str(dtype).removeprefix("torch."), sizes, one) for one in compiled]
     return rows
 
 
@@ -120,6 +128,8 @@ def broken(row: Row) -> list[str]:
     one = row.compiled
     if one.binary <= 0:
         found.append("no machine code")
+    if one.longest_sum > 2:
+        found.append(f"sums of {one.longest_sum} at once, in an order that the layout sets")
     if one.registers < 0:  # No tools for this target's machine code.
         return found
     if one.spills:
@@ -128,9 +138,9 @@ def broken(row: Row) -> list[str]:
         found.append(f"{one.registers} registers")
     if one.loads != 1.0:
         found.append(f"every element is loaded {one.loads} times")
-    if row.aligned and one.load_bits != 128:
+    if row.sizes.aligned and one.load_bits != 128:
         found.append(f"loads of {one.load_bits} bits")
-    if row.aligned and one.kernel != "tile_kernel" and one.store_bits < 64:
+    if row.sizes.aligned and one.kernel != "tile_kernel" and one.store_bits < 64:
         found.append(f"stores of {one.store_bits} bits")
     if one.float64 and row.dtype != "float64":
         found.append(f"{one.float64} float64 instructions")
@@ -154,7 +164,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
         one = row.compiled
         numbers = (one.registers, one.spills, one.loads, one.load_bits, one.store_bits, one.instructions)
         shown = ["–" if number < 0 else f"{number:g}" for number in numbers]
-        size = f"{row.count}" + ("" if row.aligned else " (unaligned)")
+        sizes = row.sizes
+        size = f"{sizes.groups} × " * (sizes.groups > 1) + f"{sizes.count}"
+        size += " across" * sizes.across + " unaligned" * (not sizes.aligned)
         lines.append(
             f"| {row.program} | {row.dtype} | {size} | {one.target} | {one.strategy} | {one.kernel} | "
             + " | ".join(shown) + " |"
@@ -187,7 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if note := version_note():
         print(note, file=sys.stderr)
-    chosen = [size for size in SIZES[: EVERYWHERE if given.brief else None] if size[0] in (given.program or programs())]
+    chosen = [
+        size for size in PROBLEMS[: EVERYWHERE if given.brief else None] if size[0] in (given.program or programs())
+    ]
     rows = measure(given.target or tuple(TARGETS), chosen)
     text = json.dumps([asdict(row) for row in rows], indent=1) + "\n" if given.json else to_markdown(rows)
     if given.output is None:
@@ -199,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failures = [(row, reason) for row in rows for reason in broken(row)]
     for row, reason in failures:
         one = row.compiled
-        print(f"{row.program} {row.dtype} {row.count} {one.target} {one.kernel}: {reason}", file=sys.stderr)
+        print(f"{row.program} {row.dtype} {row.sizes.count} {one.target} {one.kernel}: {reason}", file=sys.stderr)
     return 1 if failures else 0
 
 

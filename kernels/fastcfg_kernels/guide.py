@@ -329,15 +329,17 @@ def _guide_groups(
         if _run_triton(program, every, values, made, results, strategy, backend == "triton", groups.dims):
             return made
     rows = [groups.rows(t) for t in (*inputs, *elementwise)]
-    others = dict(zip([name for name, there in _elementwise(program) if there], rows[len(inputs) :], strict=True))
+    views = iter(rows[len(inputs) :])
+    scale_map, mask = (next(views) if there else None for _, there in _elementwise(program))
     found = guide_checked(
         rows[:size],
         program,
         [groups.values(v) for v in values],
         extras=rows[size : len(inputs)],
         targets=[(k, t.dtype if isinstance(t, Tensor) else t) for k, t in targets],
+        scale_map=scale_map,
+        mask=mask,
         backend=backend,
-        **others,
     )
     back = [groups.back(result) for result in found]
     return [t.copy_(r) if isinstance(t, Tensor) else r for r, (_, t) in zip(back, targets, strict=True)]

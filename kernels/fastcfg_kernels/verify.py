@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gates import programs
+from .gates import PARAMS, programs
 from .guide import guide_outputs
 from .verified import device_key, record
 
@@ -24,7 +24,6 @@ __all__ = ["STRATEGIES", "Outcome", "check_strategy", "run_watched", "verify"]
 
 STRATEGIES = ("row", "two_launch", "cooperative")
 SIZES = {"row": (64, 4_096), "two_launch": (5_000, 65_536), "cooperative": (16_384, 65_536, 262_144)}
-PARAMS = {"scale": 4.0, "strength": 0.7, "radius": 2.0, "momentum": -0.5, "shift": 0.3, "gain": 0.9}
 RUNS = 100
 SECONDS = 300.0
 """What a strategy may take, its compilation included."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fastcfg_kernels import gates
-from fastcfg_kernels.aot import TARGETS, Compiled, compile_ahead
+from fastcfg_kernels.aot import TARGETS, Compiled, Sizes, compile_ahead
 from fastcfg_kernels.triton_backend import interpreting
 
 OLDEST = "3.6.0"
@@ -48,7 +48,7 @@ def test_every_kernel_keeps_its_limits_on(target: str, rows: Rows) -> None:
 
 
 def test_every_program_runs_in_one_launch_and_one_read(rows: Rows) -> None:
-    found = [row for row in rows if row["compiled"]["target"] == "cuda:90" and row["aligned"]]
+    found = [row for row in rows if row["compiled"]["target"] == "cuda:90" and row["sizes"]["aligned"]]
     if any(row["compiled"]["registers"] < 0 for row in found):
         pytest.skip("Triton's wheel has no CUDA binary tools here")
     for name, program in gates.programs().items():
@@ -58,21 +58,29 @@ def test_every_program_runs_in_one_launch_and_one_read(rows: Rows) -> None:
 
 
 def test_the_limits_are_limits() -> None:
-    good = Compiled("row_kernel", "cuda:90", "row", 128, 0, 1.0, 128, 128, 3, 0, 700, 9000)
-    assert gates.broken(gates.Row("p", "bfloat16", 4096, True, good)) == []
+    good = Compiled("row_kernel", "cuda:90", "row", 128, 0, 1.0, 128, 128, 2, 3, 0, 700, 9000)
+    assert gates.broken(gates.Row("p", "bfloat16", Sizes(4096), good)) == []
     for change, reason in (
         ({"spills": 2}, "2 spill"),
         ({"registers": 256}, "256 registers"),
         ({"loads": 2.0}, "loaded 2.0 times"),
         ({"load_bits": 32}, "loads of 32 bits"),
         ({"store_bits": 16}, "stores of 16 bits"),
+        ({"longest_sum": 4}, "sums of 4 at once"),
         ({"float64": 1}, "1 float64"),
         ({"binary": 0}, "no machine code"),
     ):
         bad = Compiled(**{**vars(good), **change})
-        (found,) = gates.broken(gates.Row("p", "bfloat16", 4096, True, bad))
+        (found,) = gates.broken(gates.Row("p", "bfloat16", Sizes(4096), bad))
         assert reason in found
-        assert bool(gates.broken(gates.Row("p", "float64", 4096, True, bad))) == ("float64" not in change)
+        assert bool(gates.broken(gates.Row("p", "float64", Sizes(4096), bad))) == ("float64" not in change)
+
+
+def test_sums_have_one_order_whatever_the_layout(rows: Rows) -> None:
+    """Two elements have one sum: dtype, alignment, warps and target set what is where, not what is added."""
+    seen = {row["compiled"]["longest_sum"] for row in rows if gates.programs()[row["program"]].reduces}
+    assert seen <= {0, 2}, "an apply_kernel of plain sums may have one tile alone"
+    assert all(row["compiled"]["longest_sum"] == 2 for row in rows if row["compiled"]["kernel"] == "tile_kernel")
 
 
 @pytest.fixture(scope="module")
@@ -98,4 +106,4 @@ def test_the_oldest_triton_compiles_them_too(oldest: Path, tmp_path: Path) -> No
 @pytest.mark.skipif(not interpreting(), reason="the compiler is there")
 def test_the_interpreter_cannot_compile() -> None:
     with pytest.raises(RuntimeError, match="target: Triton's interpreter is on"):
-        compile_ahead(gates.programs()["rescale"], torch.bfloat16, "cuda:90")
+        compile_ahead(gates.programs()["rescale"], torch.bfloat16, "cuda:90", Sizes(4096))
