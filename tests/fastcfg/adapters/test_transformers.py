@@ -23,7 +23,7 @@ def model() -> GPT2LMHeadModel:
         vocab_size=67, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=None,
         pad_token_id=0, initializer_range=0.4,
     )  # fmt: skip
-    return GPT2LMHeadModel(config).eval()
+    return GPT2LMHeadModel(config).eval().requires_grad_(False)
 
 
 def generate(model: Any, processor: Any, prompt: Tensor = PROMPT, **options: Any) -> Tensor:
