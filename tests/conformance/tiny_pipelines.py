@@ -14,34 +14,41 @@ from torch import Tensor, nn
 from .tiny_models import (
     BATCH,
     WIDTH,
-    cogvideox,
+    animatediff,
+    cascade,
     controlnet,
-    dit,
     drawn,
     embeds,
-    flux,
     kandinsky,
-    lists,
-    ltx,
-    lumina2,
-    masked,
     picture,
-    pixart,
     pooled,
-    pooled_negative,
     prompts,
-    qwen,
-    sd3,
     sdxl,
     square,
     stable_diffusion,
     svd,
     unet,
-    video,
-    wan,
+)
+from .tiny_transformers import (
+    auraflow,
+    chroma,
+    cogview4,
+    dit,
+    flux,
+    hunyuandit,
+    lists,
+    lumina2,
+    masked,
+    pixart,
+    pooled_negative,
+    qwen,
+    sana,
+    sd3,
+    two_texts,
     with_masks,
     z_image,
 )
+from .tiny_videos import cogvideox, hunyuan_video, latte, ltx, video, wan
 
 STEPS = 2
 
@@ -89,6 +96,10 @@ def made(name: str) -> Any:
                     parameter.normal_(0.0, 0.05)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def as_bools(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.bool() if name.endswith("mask") else value for name, value in inputs.items()}
 
 
 CASES = {
@@ -174,7 +185,7 @@ CASES = {
             lambda: {
                 "image_embeds": drawn(2, WIDTH, seed=1),
                 "negative_image_embeds": drawn(2, WIDTH, seed=2),
-                **square(64),
+                **square(8),
             },
             lambda: {"added_cond_kwargs": {"image_embeds": drawn(2, WIDTH, seed=3)}},
         ),
@@ -183,6 +194,35 @@ CASES = {
             svd,
             lambda: {"image": picture().clamp(0, 1), "min_guidance_scale": 1.0, **video(16, 3)},
             switch="max_guidance_scale",
+        ),
+        TinyPipeline("animatediff", animatediff, lambda: {**prompts(), **video(16, 3)}),
+        TinyPipeline(
+            "cascade",
+            cascade,
+            lambda: {
+                **prompts(),
+                "prompt_embeds_pooled": drawn(BATCH, 1, WIDTH, seed=5),
+                "negative_prompt_embeds_pooled": drawn(BATCH, 1, WIDTH, seed=6),
+                **square(128),
+            },
+            output={"output_type": "pt"},
+        ),
+        TinyPipeline("hunyuandit", hunyuandit, lambda: {**two_texts(), **square(), "use_resolution_binning": False}),
+        TinyPipeline("chroma", chroma, lambda: {**as_bools(masked()), **square()}),
+        TinyPipeline("cogview4", cogview4, lambda: {**prompts(), **square()}),
+        TinyPipeline(
+            "hunyuan_video", hunyuan_video, lambda: {**masked(), **pooled(), **video(16, 5)}, switch="true_cfg_scale"
+        ),
+        TinyPipeline(
+            "sana",
+            sana,
+            lambda: {**masked(), **square(64), "negative_prompt": None, "use_resolution_binning": False},
+        ),
+        TinyPipeline("auraflow", auraflow, lambda: {**masked(), **square()}),
+        TinyPipeline(
+            "latte",
+            latte,
+            lambda: {**prompts(), **square(), "video_length": 2, "negative_prompt": None, "clean_caption": False},
         ),
         TinyPipeline("cogvideox", cogvideox, lambda: {**prompts(), **video(16, 9)}),
     )

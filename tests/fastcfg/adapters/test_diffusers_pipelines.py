@@ -21,7 +21,7 @@ from fastcfg.adapters.diffusers import guided, own_rule, pipeline_guidance
 
 Recorded = list[tuple[dict[str, Tensor], Tensor]]
 
-ELEMENTWISE = [name for name in CASES if name not in ("qwen", "lumina2", "sd_pag", "ip2p", "z_image", "svd")]
+ELEMENTWISE = [name for name in CASES if name not in ("qwen", "lumina2", "sd_pag", "ip2p", "z_image", "svd", "cascade")]
 WITH_SUMS = [
     ("sd", "CFG(rescale)", {"guidance_rescale": 0.7}),
     ("sdxl", "CFG(rescale)", {"guidance_rescale": 0.7}),
@@ -92,6 +92,13 @@ def test_a_list_of_samples_has_the_bits_of_the_pipeline() -> None:
     case = CASES["z_image"]
     stock = case.run(5.0)
     with guided(made("z_image"), CFG(5.0, base="cond"), numerics="eager"):
+        assert torch.equal(case.run(3.0), stock)
+
+
+def test_cfg_as_one_lerp_has_the_bits_of_the_pipeline() -> None:
+    case = CASES["cascade"]
+    stock = case.run(5.0)
+    with guided(made("cascade"), CFG(5.0)):
         assert torch.equal(case.run(3.0), stock)
 
 
