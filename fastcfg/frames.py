@@ -196,7 +196,8 @@ def guide_frames(
     if (group == "sample" or not lowered.program.reduces) and _multiplies_deltas(rule, parameter):
         shape = [first.shape[d] if d in (0, frame_dim) else 1 for d in range(first.dim())]
         scale_map = values[parameter].reshape(shape)
-        return guide(rule, params={**values, parameter: 1.0}, scale_map=scale_map, backend=backend, **predictions)
+        given: dict[str, Any] = {**predictions}
+        return guide(rule, params={**values, parameter: 1.0}, scale_map=scale_map, backend=backend, **given)
     if not lowered.program.reduces:
         return _elementwise(lowered.program, tensors, values, parameter, frame_dim, backend)
     if group == "frame":

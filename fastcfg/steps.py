@@ -102,9 +102,8 @@ def cfg_pp_step(
     check_tensor("uncond", uncond, x)
     check_tensor("cond", cond, x)
     given = {"scale": scale, "alpha": alpha, "sigma": sigma, "next_alpha": next_alpha, "next_sigma": next_sigma}
-    lam, *levels = _levels(x, given)
-    a, s, *_ = levels
-    of_x0, of_eps, _ = first_order(*levels)
+    lam, a, s, a_next, s_next = _levels(x, given)
+    of_x0, of_eps, _ = first_order(a, s, a_next, s_next)
     (x_x, x_p), (e_x, e_p) = affine_map(kind, "x0", a, s), affine_map(kind, "eps", a, s)
     clean = weighted_sum({"x": (x_x, x), "uncond": (x_p * (1.0 - lam), uncond), "cond": (x_p * lam, cond)})
     after = weighted_sum(
