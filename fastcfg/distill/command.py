@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,5 +169,5 @@ def command(config: DistillConfig, options: Options) -> Student:
 
 
 def device_of(name: str | None) -> str:
-    """The device of an option, by default CUDA where there is one."""
-    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of an option; by default CUDA where there is one, of several that of this process."""
+    return name or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")

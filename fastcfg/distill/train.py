@@ -57,11 +57,11 @@ class Distiller:
 
     def __init__(self, task: Task, config: DistillConfig, accelerator: Any = None) -> None:
         self.task, self.config = task, config
-        device = next(task.network.parameters()).device
-        self.accelerator = accelerator or _accelerator(device, config.precision)
-        self.device = torch.device(self.accelerator.device)
-        if self.device != device:
-            raise ValueError(f"task: the teacher is on {device}, the accelerator on {self.device}")
+        self.device = next(task.network.parameters()).device
+        self.accelerator = accelerator or _accelerator(self.device, config.precision)
+        theirs = torch.device(self.accelerator.device)
+        if self.device.type != theirs.type or (theirs.type != "cpu" and self.device.index != theirs.index):
+            raise ValueError(f"task: the teacher is on {self.device}, this process's device is {theirs}")
         if config.data == "data" and (task.data is None or task.stateful):
             on_data(task, 1, torch.ones(1), 1, torch.Generator())  # Raises what is wrong.
         family, network = task.family, copy_network(task.network)
