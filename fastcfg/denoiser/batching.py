@@ -135,12 +135,24 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 class _Stacked(NamedTuple):
-    """Arguments that were put together, and what they were made of."""
+    """Arguments that were put together, and what they were made of: leaves with their tensors' writes."""
 
     batch: int
-    values: list[Any]
-    writes: list[int]
+    leaves: list[Any]
+    writes: list[tuple[Tensor, int]]
+    flat: list[Arguments] | None
     arguments: dict[str, Any]
+
+    def serves(self, passes: Sequence[Arguments], batch: int) -> bool:
+        """Whether these are the arguments of the passes, which hold the same objects, unwritten."""
+        if batch != self.batch or not all(t._version == count and _keeps(t) for t, count in self.writes):
+            return False
+        if self.flat is not None and len(self.flat) == len(passes):
+            pairs = zip(passes, self.flat, strict=True)
+            if all(len(a) == len(b) and all(a[k] is b.get(k, b) for k in a) for a, b in pairs):
+                return True
+        leaves = [leaf for one in passes for leaf in _leaves(one)]
+        return len(leaves) == len(self.leaves) and all(map(_is_same, self.leaves, leaves))
 
 
 class Buffers:
@@ -191,25 +203,21 @@ class Buffers:
         self, names: Sequence[str], passes: Sequence[Arguments], batch: int, padding: Padding | None
     ) -> dict[str, Any]:
         """:func:`stack_arguments`, kept while the conditions hold the same objects and no tensor was written."""
-        values = [leaf for one in passes for leaf in _leaves(one)]
-        tensors = [value for value in values if isinstance(value, Tensor)]
-        if not all(map(_keeps, tensors)) or any(t.is_inference() for t in tensors):
+        if torch.compiler.is_compiling():
             return stack_arguments(names, passes, batch, padding)
         key = tuple(names)
-        writes = [t._version for t in tensors]
         kept = self._stacked.get(key)
-        if (
-            kept is not None
-            and kept.batch == batch
-            and kept.writes == writes
-            and len(kept.values) == len(values)
-            and all(map(_is_same, kept.values, values))
-        ):
+        if kept is not None and kept.serves(passes, batch):
             return kept.arguments
-        if len(self._stacked) >= self.SETS:
-            self._stacked.clear()
         arguments = stack_arguments(names, passes, batch, padding)
-        self._stacked[key] = _Stacked(batch, values, writes, arguments)
+        leaves = [leaf for one in passes for leaf in _leaves(one)]
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if all(_keeps(t) and not t.is_inference() for t in tensors):
+            if len(self._stacked) >= self.SETS:
+                self._stacked.clear()
+            nested = any(isinstance(value, Mapping | list | tuple) for one in passes for value in one.values())
+            flat: list[Arguments] | None = None if nested else [dict(one) for one in passes]
+            self._stacked[key] = _Stacked(batch, leaves, [(t, t._version) for t in tensors], flat, arguments)
         return arguments
 
 

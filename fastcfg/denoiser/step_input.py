@@ -34,7 +34,8 @@ class StepInput:
             return step.model_input(x, copies, dtype)
         if x is self._latent and not x.is_inference() and x._version == self._writes and self._scaled_for(step):
             return whole
-        whole.view(copies, *x.shape).copy_(step.model_input(x, dtype=dtype))
+        unscaled = not isinstance(step.input_scale, Tensor) and step.input_scale == 1
+        whole.view(copies, *x.shape).copy_(x if unscaled else step.model_input(x, dtype=dtype))
         return whole
 
     def _scaled_for(self, step: Step) -> bool:
