@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def command(options: Options, console: Console | None = None) -> None:
         path = _export(options, console).path
     plan = _build(options, path, console) if options.engine else None
     if options.sample:
-        _sample(path, console)
+        _sample(path if plan is None else plan.path, console)
     if options.serve is not None:
         plain = plan is not None and plan.sidecar.runtime == "tensorrt"
         folder = write_repository(plan.path if plan and plain else path, options.serve)
@@ -153,10 +154,15 @@ def _sample(path: Path, console: Console) -> None:
 
     from .demo_sampling import sample_demo
 
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        engine = Engine(path)
+    for warning in said:
+        console.print(f"  {warning.message}", style="dim", highlight=False, markup=False)
     with _bar(console) as bar:
         task = bar.add_task("sample the demo", total=None)
         result = sample_demo(
-            Engine(path),
+            engine,
             load_denoiser()[0],
             path.parent,
             progress=lambda done, total: bar.update(task, completed=done, total=total),

@@ -82,8 +82,10 @@ def sample_demo(
     rule = engine.rule
     if rule is None or rule.conditions != ("uncond", "cond"):
         raise ValueError(f"rule: the demo's pictures take one with uncond and cond, got {rule}")
-    noise = draw_noise(NUM_DIGITS, seed)
-    digit = torch.arange(NUM_DIGITS)
+    device = torch.device("cpu" if engine.runs_on == "onnxruntime" else "cuda")
+    model = model.to(device)
+    noise = draw_noise(NUM_DIGITS, seed, device)
+    digit = torch.arange(NUM_DIGITS, device=device)
     conditions = {"uncond": labels(like=noise), "cond": labels(digit, digit % NUM_COLOURS, like=noise)}
     eager = fastcfg.GuidedDenoiser(model, rule)
     control = _sample(eager, conditions, one_ulp_up(noise), steps)
@@ -93,10 +95,12 @@ def sample_demo(
         progress(round_, rounds + 1)
         for name, denoise in (("eager", eager), ("graph", engine)):
             started = time.perf_counter()
-            images[name] = _sample(denoise, conditions, noise, steps)
+            # Taking the images to the CPU waits for the device.
+            images[name] = _sample(denoise, conditions, noise, steps).cpu()
             if round_:  # The first of each warms up.
                 times[name].append(1000 * (time.perf_counter() - started))
     progress(rounds + 1, rounds + 1)
+    control = control.cpu()
     gaps = {"graph": images["graph"] - images["eager"], "control": control - images["eager"]}
     rows = {
         "eager torch": images["eager"],

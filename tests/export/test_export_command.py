@@ -148,3 +148,24 @@ def test_a_distilled_student_is_a_graph_of_one_pass() -> None:
             scale=given["guidance_scale"],
         )
         torch.testing.assert_close(module(*inputs)[0], expected, rtol=0, atol=0)
+
+
+def test_the_demo_beside_itself(tmp_path: Path) -> None:
+    from fastcfg_export.demo_sampling import sample_demo
+
+    from fastcfg.demo.model import UNet, UNetConfig
+
+    class Engine(fastcfg.GuidedDenoiser):
+        runs_on = "onnxruntime"
+
+    torch.manual_seed(0)
+    model = UNet(UNetConfig(width=8, embedding=16)).eval().requires_grad_(False)
+    torch.nn.init.normal_(model.head.weight, std=0.1)
+    engine = Engine(model, CFG(3.0))
+    result = sample_demo(engine, model, tmp_path, steps=2, rounds=1)  # type: ignore[arg-type]
+    assert result.difference == 0 < result.control < 1e-3
+    assert result.picture.read_bytes().startswith(b"\x89PNG")
+    assert '"images": 10' in (tmp_path / "demo.json").read_text()
+    engine = Engine(model, fastcfg.NegativePrompt(3.0))
+    with pytest.raises(ValueError, match="rule: the demo's pictures take one with uncond and cond"):
+        sample_demo(engine, model, tmp_path)  # type: ignore[arg-type]
