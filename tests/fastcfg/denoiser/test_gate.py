@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from fastcfg_kernels.tiles import Moments
 
 from fastcfg import CFG, GatedCFG, GuidedDenoiser, Rescale, ResidualCFG, Rule, State, guide, schedules
-from fastcfg.denoiser import REASONS, PassReport
+from fastcfg.denoiser import REASONS, PassReport, Sequential
 from fastcfg.denoiser.gate import measure_delta
 
 from .models import Counting, draw, labels
@@ -77,6 +78,37 @@ def test_measures_are_shares_of_norms() -> None:
     assert measure_delta(new, new, cond.bfloat16())[0].tolist() == [0, 0, 0]
     zero = torch.zeros(2, 6)
     assert measure_delta(zero, zero, torch.ones(2, 6)).tolist() == [[0, 0], [0, 0]]
+
+
+def test_measures_of_parts_of_samples_are_merged() -> None:
+    new, old, cond = draw(2, 3, 64, seed=1), draw(2, 3, 64, seed=2), draw(2, 3, 64, seed=3)
+    other: list[Moments] = []
+
+    def with_the_other(program: Any, own: Moments) -> Moments:
+        other.append(own)
+        if len(other) == 1:
+            return own
+        return Moments(other[0].count + own.count, [], [a + b for a, b in zip(other[0].pairs, own.pairs, strict=True)])
+
+    for part in (slice(0, 40), slice(40, 64)):
+        got = measure_delta(new[..., part], old[..., part], cond[..., part], with_the_other)
+    # Two sums of a few dozen products each, or one of both.
+    torch.testing.assert_close(got, measure_delta(new, old, cond), rtol=2.0**-20, atol=0)
+
+
+def test_what_runs_on_several_ranks_waits_for_its_measures() -> None:
+    class Ranks(Sequential):
+        def bind(self, rule: Rule) -> None:
+            self.rule = rule
+
+    rule = GatedCFG(4.0, drift=0.2)
+    executor = Ranks()
+    found = [
+        GuidedDenoiser(Counting(), rule, **options)  # type: ignore[arg-type]
+        for options in ({}, {"wait": True}, {"mode": executor}, {"shards": lambda program, moments: moments})
+    ]
+    assert [d._gate is not None and d._gate.wait for d in found] == [False, True, True, True]
+    assert executor.rule == rule
 
 
 def test_a_gate_inside_an_interval_begins_with_a_delta_of_its_own() -> None:
