@@ -72,6 +72,7 @@ from .steps import cfg_pp_step, ddim_step
 from .thresholding import dynamic_threshold, static_threshold
 from .universal import universal_gradient, universal_step
 from .version import __version__
+from .warmup import warmup
 
 __all__ = [
     "APG",
@@ -155,4 +156,5 @@ __all__ = [
     "train_noisy_classifier",
     "universal_gradient",
     "universal_step",
+    "warmup",
 ]

@@ -9,6 +9,7 @@ from .guide import Backend, Target, check_param, choose_backend, guide, guide_ch
 from .host import lerp_weight
 from .launch_plan import LaunchPlan, plan_launch
 from .program import Program, Stage, compile_program
+from .shadow import shadow
 
 __all__ = [
     "Backend",
@@ -26,4 +27,5 @@ __all__ = [
     "lerp_weight",
     "math",
     "plan_launch",
+    "shadow",
 ]

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from . import functional, triton_backend
+from . import functional, shadow, triton_backend
 from .cpp_backend import guide_cpp
 from .cpp_build import compiler
 from .groups import Groups
@@ -275,6 +275,9 @@ def guide_checked(
             raise ValueError(f"out: expected a tensor {expected}, got {list(target.shape)} on {target.device}")
     if first.numel() == 0:
         return [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
+    if shadow.on() and backend != "torch" and merge is None and not torch.compiler.is_compiling():
+        again: dict[str, Any] = {"extras": extras, "scale_map": scale_map, "mask": mask, "dims": dims}
+        return _shadowed(predictions, program, values, targets, backend, strategy, again)
     if dims is not None:
         return _guide_groups(
             program, inputs, elementwise, values, targets, Groups(first.shape, dims), backend, strategy
@@ -304,6 +307,27 @@ def guide_checked(
     forced = backend in ("triton", "cpp", "inductor")
     _run(path, program, inputs, elementwise, values, made, results, strategy, forced=forced)
     return made
+
+
+def _shadowed(
+    predictions: Sequence[Tensor],
+    program: Program,
+    values: Sequence[Any],
+    targets: Sequence[Target],
+    backend: str | None,
+    strategy: Strategy | None,
+    options: Mapping[str, Any],
+) -> list[Tensor]:
+    """The call as it is, compared with the torch path."""
+    new = [(k, t.dtype if isinstance(t, Tensor) else t) for k, t in targets]
+    with shadow.paused():
+        expected = guide_checked(predictions, program, values, targets=new, backend="torch", **options)
+        largest = shadow.span([*predictions, *options["extras"], *expected])
+        found = guide_checked(
+            predictions, program, values, targets=targets, backend=backend, strategy=strategy, **options
+        )
+    shadow.compare(found, expected, largest)
+    return found
 
 
 def _guide_groups(

@@ -15,7 +15,7 @@ from .launch_plan import LaunchPlan, Strategy, plan_launch
 from .layout import Layout, group_layout
 from .program import Program
 from .tiles import accumulator
-from .triton_formula import interpreting, kernel_constants, unavailable
+from .triton_formula import interpreting, kernel_constants, unavailable, writable_cache
 from .verified import device_key, verified
 
 __all__ = ["OPTIONS", "guide_triton", "interpreting", "kernel_constants", "unavailable"]
@@ -134,6 +134,7 @@ def _launch(
     constants: dict[str, Any],
     **options: Any,
 ) -> None:
+    writable_cache()
     given = {name: value for name, value in (*arguments.items(), *constants.items()) if name in kernel.arg_names}
     kernel[(plan.programs(layout.groups),)](**given, num_warps=plan.num_warps, **OPTIONS, **options)
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ast
 import inspect
+import tempfile
 import textwrap
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .generated import function_from_source
+from .notices import warn_once
 from .program import Program
 
-__all__ = ["interpreting", "kernel_constants", "unavailable"]
+__all__ = ["interpreting", "kernel_constants", "unavailable", "writable_cache"]
 
 
 @cache
@@ -24,6 +27,23 @@ def _import_error() -> str | None:
     except ImportError as error:
         return f"Triton is not installed ({error}); pip install 'fastcfg[gpu]'"
     return None
+
+
+@cache
+def writable_cache() -> None:
+    """Let Triton keep compiled kernels in a temporary folder where its own can't be written, and say so once."""
+    import triton
+
+    folder = Path(triton.knobs.cache.dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        triton.knobs.cache.dir = tempfile.mkdtemp(prefix="fastcfg-triton-")
+        warn_once(
+            f"fastcfg: Triton's cache can't be written ({error}); kernels are compiled into {triton.knobs.cache.dir}"
+        )
 
 
 def interpreting() -> bool:
