@@ -1,0 +1,141 @@
+"""The source of ``weigh``: from argument names to sums, and from formulas to one function of them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .program import Stage
+
+__all__ = ["FormulaWriter"]
+
+_RESULT = "y"
+
+
+class _Vectors:
+    """Names of the fixed vectors of a list of predictions, and their numbers."""
+
+    def __init__(self, predictions: tuple[str, ...], extras: tuple[str, ...], width: int) -> None:
+        base, *others = predictions
+        size = len(predictions) + len(extras)
+        self.number: dict[str, int] = {base: 0}
+        for k, name in enumerate(others, start=1):
+            self.number[f"d_{name}"] = k
+            self.number[name] = size - 1 + k
+        for k, name in enumerate(extras, start=len(predictions)):
+            self.number[name] = k
+        if width == 2:
+            self.number.setdefault("d", 1)
+        self.size = size
+
+    def split(self, text: str, aliases: dict[str, str]) -> tuple[str, str] | None:
+        """``"cond_d_cond"`` as ``("cond", "d_cond")``: the names may hold underscores themselves."""
+        names = {*self.number, *aliases, _RESULT}
+        found = [(text[:i], text[i + 1 :]) for i, ch in enumerate(text) if ch == "_"]
+        found = [(a, b) for a, b in found if a in names and b in names]
+        if len(found) > 1:
+            raise ValueError(f"formula: the sum of {text!r} reads in several ways: {found}; rename the predictions")
+        return (aliases.get(found[0][0], found[0][0]), aliases.get(found[0][1], found[0][1])) if found else None
+
+
+class FormulaWriter:
+    """Writes the source of ``weigh``, and collects the sums and parameters on the way."""
+
+    def __init__(self, predictions: tuple[str, ...], extras: tuple[str, ...], width: int, outputs: int) -> None:
+        self.vectors = _Vectors(predictions, extras, width)
+        # The rule weighs its own predictions and the extras; what only modifiers read stands between them.
+        self.weighed = [*range(width), *range(len(predictions), self.vectors.size)]
+        self.outputs = outputs
+        self.pairs: list[tuple[str, int, int]] = []
+        self.means: list[int] = []
+        self.params: list[str] = []
+        self.lines: list[str] = []
+        self.bounds: list[str] = []
+        self.steps: list[str] = []
+
+    def pair(self, kind: str, a: int, b: int) -> str:
+        key = (kind, min(a, b), max(a, b))
+        if key not in self.pairs:
+            self.pairs.append(key)
+        return f"PAIR{self.pairs.index(key)}_"
+
+    def _expand(self, kind: str, a: str, b: str) -> str:
+        """The sum of two vectors as an expression; ``y`` is expanded over the difference basis."""
+        basis = range(self.vectors.size)
+        number = self.vectors.number
+        if a == _RESULT and b == _RESULT:
+            terms = [f"w{i} * w{i} * {self.pair(kind, i, i)}" for i in basis]
+            terms += [f"2.0 * w{i} * w{j} * {self.pair(kind, i, j)}" for i in basis for j in basis if i < j]
+            return " + ".join(terms)
+        if _RESULT in (a, b):
+            other = number[b if a == _RESULT else a]
+            return " + ".join(f"w{i} * {self.pair(kind, i, other)}" for i in basis)
+        return self.pair(kind, number[a], number[b])
+
+    def _mean(self, vector: int) -> str:
+        if vector not in self.means:
+            self.means.append(vector)
+        return f"MEAN{self.means.index(vector)}_"
+
+    def argument(self, name: str, stage: Stage) -> str:
+        if name == "count":
+            return "count"
+        kind, _, rest = name.partition("_")
+        if kind in ("dot", "cov") and (split := self.vectors.split(rest, dict(stage.vectors))):
+            return self._expand(kind, *split)
+        if kind == "sum" and rest == _RESULT:
+            return " + ".join(f"w{i} * {self._mean(i)} * count" for i in range(self.vectors.size))
+        rest = dict(stage.vectors).get(rest, rest)
+        if kind == "sum" and rest in self.vectors.number:
+            return f"{self._mean(self.vectors.number[rest])} * count"
+        if kind in ("dot", "cov", "sum") and rest:
+            known = sorted({*self.vectors.number, _RESULT})
+            raise ValueError(
+                f"formula {stage.fn.__name__}: argument {name!r} names an unknown vector; known are {known}"
+            )
+        public = dict(stage.rename).get(name, name)
+        if public not in self.params:
+            self.params.append(public)
+        return f"params[{self.params.index(public)}]"
+
+    def stage(self, index: int, stage: Stage) -> None:
+        arguments = list(inspect.signature(stage.fn).parameters)
+        sums = [name for name in arguments if name.startswith(("dot_", "cov_", "sum_"))]
+        if index == 0 and any(_RESULT in name.split("_")[1:] for name in sums):
+            raise ValueError(f"formula {stage.fn.__name__}: the result 'y' is known to modifiers only")
+        call = f"formula{index}({', '.join(self.argument(name, stage) for name in arguments)})"
+        if stage.kind == "weights":
+            names = [self.weight(output, i) for output in range(self.outputs) for i in self.weighed]
+            self.lines.append(f"{', '.join(names)}{',' * (len(names) == 1)} = {call}")
+            idle = [i for i in range(self.vectors.size) if i not in self.weighed]
+            self.lines.extend(f"{self.weight(output, i)} = 0.0" for output in range(self.outputs) for i in idle)
+            if stage.onto is not None:
+                weight = self.weight(0, self.vectors.number[f"d_{stage.onto}"])
+                self.lines.append(f"{weight} = 1.0 + {weight}")
+        elif stage.kind == "factor":
+            self.lines.append(f"factor{index} = {call}")
+            self.lines.extend(f"w{i} = w{i} * factor{index}" for i in range(self.vectors.size))
+        elif stage.kind == "clamp":
+            self.lines.append(f"low, high = {call}")
+            self.bounds = ["low", "high"]
+        else:
+            self.steps = [f"row{i}" for i in range(stage.rows * (1 + len(stage.reads)))]
+            self.lines.append(f"{', '.join(self.steps)} = {call}")
+
+    @staticmethod
+    def weight(output: int, vector: int) -> str:
+        """The variable that holds an output's weight of a vector; modifiers work on the first output."""
+        return f"w{vector}" if output == 0 else f"update{output}_{vector}"
+
+    def source(self) -> str:
+        results = [self.weight(output, i) for output in range(self.outputs) for i in range(self.vectors.size)]
+        results += self.bounds + self.steps
+        result = ", ".join(results) + "," * (len(results) == 1)
+        text = "\n".join(["def weigh(sums, count, params):", *(f"    {line}" for line in self.lines)])
+        text += f"\n    return {result}\n"
+        for i in reversed(range(len(self.pairs))):
+            text = text.replace(f"PAIR{i}_", f"sums[{i}]")
+        for i in reversed(range(len(self.means))):
+            text = text.replace(f"MEAN{i}_", f"sums[{len(self.pairs) + i}]")
+        return text
