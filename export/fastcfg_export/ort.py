@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["OrtSession"]
+__all__ = ["OrtSession", "retyped"]
 
 
 class OrtSession:
@@ -37,7 +37,7 @@ class OrtSession:
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        source: Any = _widened(Path(path)) if widen else str(path)
+        source: Any = retyped(Path(path)) if widen else str(path)
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -53,15 +53,16 @@ class OrtSession:
         return [torch.from_numpy(array) for array in self._session.run(self.outputs, arrays)]
 
 
-def _widened(path: Path) -> bytes:
-    """The graph with float32 in the place of bfloat16, all through it."""
+def retyped(path: Path, dtype: str = "float32") -> bytes:
+    """A bfloat16 graph with float32, or float16, in the place of bfloat16, all through it."""
     import onnx_ir
 
-    narrow, wide = onnx_ir.DataType.BFLOAT16, onnx_ir.DataType.FLOAT
+    narrow = onnx_ir.DataType.BFLOAT16
+    wide = onnx_ir.DataType.FLOAT if dtype == "float32" else onnx_ir.DataType.FLOAT16
     model = onnx_ir.load(path)
 
     def tensor(value: Any) -> Any:
-        return onnx_ir.tensor(value.numpy().astype(np.float32)) if value.dtype == narrow else value
+        return onnx_ir.tensor(value.numpy().astype(dtype)) if value.dtype == narrow else value
 
     def value(entry: Any) -> None:
         if entry is not None and entry.dtype == narrow:
