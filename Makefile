@@ -47,3 +47,7 @@ clean:
 .PHONY: docs/rules.md
 docs/rules.md: $(VENV)/.ready
 	{ printf '# Rules\n\nMade by `fastcfg rules --markdown`.\n\n'; $(BIN)/fastcfg rules --markdown; } > $@.tmp && mv $@.tmp $@
+
+.PHONY: docs/pipelines.md
+docs/pipelines.md: $(VENV)/.ready
+	$(BIN)/python -c "from fastcfg.adapters.diffusers.pipeline_table import to_markdown; print(to_markdown(), end='')" > $@.tmp && mv $@.tmp $@

@@ -22,7 +22,9 @@ OWN_RULES: Mapping[str, Callable[..., Rule]] = {
     "NormCap(CFG(scale), mode='clamp', over='token', eps=1e-8)": lambda scale, low=0.0: NormCap(
         CFG(scale), mode="clamp", low=low, over="token", eps=1e-8
     ),
-    "NormCap(CFG(scale, base='cond'), cap)": lambda scale, cap: NormCap(CFG(scale, base="cond"), cap),
+    "CFG(scale, base='cond'), NormCap(…, cap)": lambda scale, cap=0.0: (
+        NormCap(CFG(scale, base="cond"), cap) if cap else CFG(scale, base="cond")
+    ),
 }
 """A pipeline's own guidance as a rule, by its text in the table."""
 

@@ -24,7 +24,7 @@ _IN_TURN = PipelineForm(("cond", "uncond"), batched=False)
 _TRUE_CFG = replace(_IN_TURN, switch="true_cfg_scale")
 _TWO_STAGES = replace(_IN_TURN, denoisers=("transformer", "transformer_2"))
 _QWEN = replace(_TRUE_CFG, own="NormCap(CFG(scale), mode='full', over='token')", factors=-1)
-_Z_IMAGE = PipelineForm(("cond", "uncond"), own="NormCap(CFG(scale, base='cond'), cap)", sign=-1, part="list")
+_Z_IMAGE = PipelineForm(("cond", "uncond"), own="CFG(scale, base='cond'), NormCap(…, cap)", sign=-1, part="list")
 _SINGLE = PipelineForm(("cond",))
 
 _GROUPS: Iterable[tuple[PipelineForm, str]] = (
@@ -130,8 +130,9 @@ _GROUPS: Iterable[tuple[PipelineForm, str]] = (
         _QWEN,
         """QwenImageControlNetInpaintPipeline QwenImageControlNetPipeline QwenImageEditInpaintPipeline
         QwenImageEditPipeline QwenImageEditPlusPipeline QwenImageImg2ImgPipeline QwenImageInpaintPipeline
-        QwenImageLayeredPipeline QwenImagePipeline""",
+        QwenImagePipeline""",
     ),
+    (replace(_TRUE_CFG, factors=-1), "QwenImageLayeredPipeline"),
     (
         _SINGLE,
         """Flux2Pipeline FluxControlImg2ImgPipeline FluxControlInpaintPipeline FluxControlNetImg2ImgPipeline
@@ -203,9 +204,30 @@ NOT_COVERED: Mapping[str, str] = {name: reason for reason, names in _REASONS for
 
 
 _INTRODUCTION = """\
-`fastcfg.adapters.diffusers.guided(pipe, rule)` guides a pipeline of this table by any rule inside a `with` block. The
-pipeline is called as ever, with its own guidance turned on by the argument named here, so that it runs its passes. Its
-own guidance as a rule is `own_rule(pipe, ...)`. A pipeline of one pass takes the others from `conditions=`.
+`guided` guides a pipeline of this table by any rule inside a `with` block; after it nothing of it is left:
+
+    from fastcfg import PerpNeg
+    from fastcfg.adapters.diffusers import guided
+
+    with guided(pipe, PerpNeg(7.5, (1.0,)), conditions={"negative": {"encoder_hidden_states": embeds}}):
+        image = pipe("a fox", negative_prompt="", guidance_scale=7.5).images[0]
+
+- The pipeline is called as ever, with its own guidance turned on by the argument named in the table, so that it
+  runs its passes. The values of its guidance arguments have no effect, `guidance_rescale` among them.
+- Its negative prompt is the rule's `uncond` (or `negative`, for a rule that has no `uncond`). A prediction that it
+  does not run comes from `conditions`, as the denoiser's arguments that differ from the conditional pass's; each is
+  a call of its own. A pipeline of one pass takes the unconditional one so.
+- Passes that a step does not need (scale 1, outside an interval) are not run: of a batch the others are taken out,
+  unless it is not certain which inputs belong to them (then the batch is run whole, and so it is with PAG, whose
+  attention takes the batch apart itself). Of calls in turn the first is always run.
+- Schedules resolve by the pipeline's own steps; noise levels and the kind of prediction come from its scheduler,
+  for rules with a domain. A rule's memory begins anew when the scheduler's timesteps are set.
+- A rule's sums run over what the scheduler samples: not over learned variances, tokens of a reference image, or a
+  given first frame.
+- `own_rule(pipe, ...)` is a pipeline's own guidance as a rule. With `numerics="eager"` plain CFG has the bits of
+  the pipeline.
+- A first step whose passes do not combine as the table says is an error. For a pipeline of your own give
+  `form=PipelineForm(...)`.
 """
 
 

@@ -91,7 +91,7 @@ def test_three_passes_have_the_bits_of_the_pipeline() -> None:
 def test_a_list_of_samples_has_the_bits_of_the_pipeline() -> None:
     case = CASES["z_image"]
     stock = case.run(5.0)
-    with guided(made("z_image"), CFG(5.0, base="cond"), numerics="eager"):
+    with guided(made("z_image"), own_rule(made("z_image"), 5.0), numerics="eager"):
         assert torch.equal(case.run(3.0), stock)
 
 
