@@ -191,7 +191,7 @@ class Buffers:
 
     def inputs(self, x: Tensor, count: int) -> Tensor:
         """x for each of ``count`` passes, ``[k*B, ...]``: copied into the buffer, or as it was offered."""
-        if not _keeps(x):
+        if torch.is_grad_enabled() or not _keeps(x):  # A graph of gradients would hold what the next step writes.
             return x.repeat(count, *[1] * (x.dim() - 1))
         if self._offered is not None and self._offered[0] is x and self._offered[1].shape[0] >= count * x.shape[0]:
             return self._offered[1][: count * x.shape[0]]

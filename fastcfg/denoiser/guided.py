@@ -190,8 +190,8 @@ class GuidedDenoiser(Guidance):
     ) -> Tensor:
         """The next latent: the passes of a step, and their guidance and the solver's step in one pass over them.
 
-        The next step's model input is written by the same pass, for as many passes as the rule can take. It is used
-        if the next call is given the tensor that this one returned, and nothing has been written to it.
+        Without gradients the next step's model input is written by the same pass, for as many passes as the rule can
+        take. It is used if the next call is given the tensor that this one returned, and nothing was written to it.
 
         Args:
             x: the latent ``[B, ...]``, in the model's output dtype or float32 (float64 for float64).
@@ -212,21 +212,21 @@ class GuidedDenoiser(Guidance):
         if t is None:
             raise ValueError("t: the step has no timestep; give t=")
         planned = self.plan(conditions, step.index, step.num_steps, sigma=step.sigma, params=params, state=state)
-        passes = self.passes(planned, conditions)
-        if torch.compiler.is_compiling():
-            results = self.executor.run(step.model_input(x, dtype=dtype), t, passes)
-            return self.combine_step(planned, results, step, x=x, params=params, state=state, noise=noise)
-        self.count(planned)
-        whole = self._input.take(x, step, self._copies, dtype or x.dtype)
-        first = whole[: x.shape[0]]
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            self.count(planned)
+        # What is written again at the next step may be in no graph, of gradients or of a compiler.
+        whole = None if compiling or torch.is_grad_enabled() else self._input.take(x, step, self._copies, dtype)
+        first = step.model_input(x, dtype=dtype) if whole is None else whole[: x.shape[0]]
         buffers = getattr(self.executor, "buffers", None)
-        if isinstance(buffers, Buffers):
+        if whole is not None and isinstance(buffers, Buffers):
             buffers.offer(first, whole)
-        results = self.executor.run(first, t, passes)
+        results = self.executor.run(first, t, self.passes(planned, conditions))
         before = None if self._gate is None or state is None else state.get("delta")
         after = self.combine_step(planned, results, step, x=x, params=params, state=state, noise=noise, batch_out=whole)
-        self._input.give(after, whole, step.next_input_scale)
-        if self._gate is not None and state is not None:
+        if whole is not None:
+            self._input.give(after, whole, step.next_input_scale)
+        if self._gate is not None and state is not None and not compiling:
             measured = self.measure(planned, results, before, state) if self.measures(planned) else None
             self.note_refresh(planned, state, step.index, measured)
         return after

@@ -24,9 +24,10 @@ class StepInput:
         """Let go of both."""
         self._latent = self._whole = None
 
-    def take(self, x: Tensor, step: Step, copies: int, dtype: torch.dtype) -> Tensor:
+    def take(self, x: Tensor, step: Step, copies: int, dtype: torch.dtype | None = None) -> Tensor:
         """``input_scale * x`` for each of ``copies`` passes, ``[copies * B, ...]``: what was given, or made anew."""
         whole = self._whole
+        dtype = dtype or x.dtype
         shape = (copies * x.shape[0], *x.shape[1:])
         fits = whole is not None and whole.shape == shape and whole.dtype == dtype and whole.device == x.device
         if whole is None or not fits or whole.is_inference() != torch.is_inference_mode_enabled():

@@ -21,6 +21,7 @@ SAMPLER = Sampler.edm([4.0, 2.0, 1.0, 0.5, 0.2, 0.0], timesteps=[5.0, 4.0, 3.0, 
     ids=repr,
 )
 @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+@torch.no_grad()
 def test_the_trajectory_is_that_of_the_scheduler(name: str, rule: Rule, mode: Any) -> None:
     diffusers = pytest.importorskip("diffusers")
     options = {"clip_sample": False, "timestep_spacing": "trailing"} if name == "DDIMScheduler" else {}
@@ -42,6 +43,7 @@ def test_the_trajectory_is_that_of_the_scheduler(name: str, rule: Rule, mode: An
     assert ours.report() == theirs.report()
 
 
+@torch.no_grad()
 def test_the_next_input_is_the_one_that_the_step_wrote() -> None:
     model = Counting()
     denoiser, given = GuidedDenoiser(model, CFG(4.0)), labels("uncond", "cond")
@@ -55,6 +57,7 @@ def test_the_next_input_is_the_one_that_the_step_wrote() -> None:
     assert torch.equal(model.calls[0]["x"], torch.cat([x, x]))
 
 
+@torch.no_grad()
 def run(change: bool, mode: Any = "batched", dtype: torch.dtype | None = None) -> torch.Tensor:
     denoiser, given = GuidedDenoiser(Counting(), CFG(4.0), mode=mode), labels("uncond", "cond")
     x = X
@@ -65,6 +68,7 @@ def run(change: bool, mode: Any = "batched", dtype: torch.dtype | None = None) -
     return x
 
 
+@torch.no_grad()
 def test_a_latent_that_was_written_to_is_read_again() -> None:
     denoiser, given = GuidedDenoiser(Counting(), CFG(4.0)), labels("uncond", "cond")
     x = X
@@ -77,6 +81,7 @@ def test_a_latent_that_was_written_to_is_read_again() -> None:
     assert torch.equal(run(change=True, mode="sequential"), x)
 
 
+@torch.no_grad()
 def test_steps_out_of_order_scale_their_input_themselves() -> None:
     denoiser, given = GuidedDenoiser(Counting(), CFG(4.0)), labels("uncond", "cond")
     x = denoiser.step(X, SAMPLER.steps[0], conditions=given)
@@ -85,6 +90,7 @@ def test_steps_out_of_order_scale_their_input_themselves() -> None:
     assert torch.equal(again, fresh)
 
 
+@torch.no_grad()
 def test_the_model_may_take_a_narrower_input_than_the_latent() -> None:
     model = Counting()
     denoiser, given = GuidedDenoiser(model, CFG(4.0)), labels("uncond", "cond", dtype=torch.bfloat16)
