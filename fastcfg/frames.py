@@ -19,6 +19,7 @@ from fastcfg_kernels.tiles import accumulator, basis, sample_sums
 from torch import Tensor
 
 from .guidance import guide
+from .launch import check_names
 from .rules import Rule
 from .rules.linear import itself
 from .schedules import Schedule
@@ -171,13 +172,8 @@ def guide_frames(
     if group not in ("sample", "frame"):
         raise ValueError(f"group: expected 'sample' or 'frame', got {group!r}")
     names = lowered.predictions
-    if set(predictions) != set(names):
-        missing = [n for n in names if n not in predictions]
-        extra = [n for n in predictions if n not in names]
-        raise ValueError(f"predictions: {type(rule).__name__} takes {list(names)}; missing {missing}, unknown {extra}")
+    check_names(rule, names, predictions)
     for name, value in predictions.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
         if value.shape != predictions[names[0]].shape:
             expected = list(predictions[names[0]].shape)
             raise ValueError(f"{name}: expected the shape of {names[0]}, {expected}, got {list(value.shape)}")
