@@ -200,6 +200,7 @@ def main(
 ) -> None:
     """diffusers' classic pipelines as they are and under fastcfg: time of the guidance part of a step, on a CPU."""
     console = Console()
+    console.width = max(console.width, 100)
     if unknown := sorted(set(pipeline or ()) - set(SUBJECTS)):
         console.print(f"[red]pipeline: {', '.join(unknown)}; expected {', '.join(SUBJECTS)}")
         raise typer.Exit(2)

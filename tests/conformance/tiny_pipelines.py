@@ -102,6 +102,10 @@ def as_bools(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value.bool() if name.endswith("mask") else value for name, value in inputs.items()}
 
 
+def as_bfloat16(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.bfloat16() if name.endswith("embeds") else value for name, value in inputs.items()}
+
+
 CASES = {
     case.name: case
     for case in (
@@ -224,6 +228,8 @@ CASES = {
             latte,
             lambda: {**prompts(), **square(), "video_length": 2, "negative_prompt": None, "clean_caption": False},
         ),
+        TinyPipeline("wan_bf16", lambda: wan().to(torch.bfloat16), lambda: as_bfloat16({**prompts(), **video(32, 5)})),
+        TinyPipeline("ltx_bf16", lambda: ltx().to(torch.bfloat16), lambda: as_bfloat16({**masked(), **video()})),
         TinyPipeline("cogvideox", cogvideox, lambda: {**prompts(), **video(16, 9)}),
     )
 }
