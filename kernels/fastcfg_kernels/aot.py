@@ -19,7 +19,8 @@ import torch
 from .launch_plan import LaunchPlan, Strategy, plan_launch
 from .program import Program
 from .tiles import accumulator
-from .triton_backend import OPTIONS, interpreting, kernel_constants
+from .triton_formula import interpreting, kernel_constants
+from .triton_launch import OPTIONS
 
 __all__ = ["TARGETS", "Compiled", "Sizes", "compile_ahead"]
 
@@ -263,7 +264,8 @@ def _compile(
     wide = [width for width in loads if width == max(loads)]
     if program.centred and kernel is not kernels.apply_kernel and max(loads) < 64:
         wide = wide[read * plan.chunk :]  # Each tile's first element is loaded once more, by itself.
-    bytes_of = read * dtype.itemsize + (read - size) * (acc.itemsize - dtype.itemsize)
+    wide_inputs = vectors - size + program.scaled + (tail if "tail" in kernel.arg_names else 0)
+    bytes_of = size * dtype.itemsize + wide_inputs * acc.itemsize + program.masked
     return Compiled(
         kernel=name,
         target=target,

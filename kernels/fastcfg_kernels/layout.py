@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Layout", "group_layout"]
+__all__ = ["Layout", "group_layout", "strided_layout"]
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,12 @@ def group_layout(tensors: Sequence[Tensor], dims: Sequence[int] | None = None) -
     Raises:
         ValueError: naming ``dims`` if they don't fit the shape.
     """
-    shape = tensors[0].shape
+    return strided_layout(tensors[0].shape, [t.stride() for t in tensors], dims)
+
+
+def strided_layout(shape: Sequence[int], strides: Sequence[Sequence[int]], dims: Sequence[int] | None = None) -> Layout:
+    """:func:`group_layout` of tensors that are known by their strides."""
     rank = len(shape)
-    strides = [t.stride() for t in tensors]
     if dims is None:
         reduced = list(range(1, rank))
     elif not dims:
@@ -86,5 +89,5 @@ def group_layout(tensors: Sequence[Tensor], dims: Sequence[int] | None = None) -
         count=math.prod(shape[d] for d in reduced),
         outer=tuple(size for size, *_ in groups[1:]),
         inner=tuple(size for size, *_ in elements[1:]),
-        strides=tuple(tuple(digit[1 + k] for digit in (*groups, *elements)) for k in range(len(tensors))),
+        strides=tuple(tuple(digit[1 + k] for digit in (*groups, *elements)) for k in range(len(strides))),
     )

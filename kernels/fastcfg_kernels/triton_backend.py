@@ -11,35 +11,18 @@ import torch
 from torch import Tensor
 
 from .arrivals import arrivals
-from .launch_plan import LaunchPlan, Strategy, plan_launch
-from .layout import Layout, group_layout
+from .launch_plan import Strategy
 from .program import Program
-from .tiles import accumulator
-from .triton_formula import interpreting, kernel_constants, unavailable, writable_cache
+from .triton_formula import interpreting, kernel_constants, unavailable
+from .triton_launch import OPTIONS, Signature, alignments, prepare
 from .verified import device_key, verified
 
 __all__ = ["OPTIONS", "guide_triton", "interpreting", "kernel_constants", "unavailable"]
-
-OPTIONS = {"enable_fp_fusion": False}
-"""What every kernel is compiled with: contraction to fma would follow the layout; where it is wanted it is written."""
-
-
-def _param(value: Any, layout: Layout) -> tuple[Any, int]:
-    """A parameter as the kernels take it, and its entry of ``PARAMS``."""
-    if not isinstance(value, Tensor):
-        return float(value), -1
-    if not value.dim():
-        return value, 0
-    return value.contiguous(), 2 if value.numel() == layout.groups != layout.groups // layout.per_sample else 1
 
 
 def _bytes(tensor: Tensor) -> Tensor:
     """Truth values as bytes, in the same memory; other tensors as they are."""
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
-
-
-def _flat(strides: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    return tuple(step for tensor in strides for step in tensor)
 
 
 def guide_triton(
@@ -61,82 +44,37 @@ def guide_triton(
         dims: dimensions that sums run over; see :func:`~fastcfg_kernels.layout.group_layout`.
         strategy: force a launch strategy.
     """
-    import triton.language as tl
-
-    from . import triton_kernels as kernels
-
-    acc = accumulator(inputs[0].dtype)
     end = len(program.predictions) + len(program.extras)
     # What the sums read, and what a step alone does.
     first = program.width + program.affine
-    reads, tail = [*inputs[:first], *(_bytes(t) for t in inputs[end:])], inputs[first:end]
-    read = len(reads)
-    layout = group_layout((*reads, *tail, *outs), dims)
-    plan = plan_launch(
-        layout.count,
-        read,
-        max(t.element_size() for t in reads),
-        groups=layout.groups,
-        reduces=program.reduces,
-        strategy=strategy,
-        cooperative=_cooperative_programs(outs[0].device, strategy),
+    reads, tail = (*inputs[:first], *map(_bytes, inputs[end:])), tuple(inputs[first:end])
+    writes = tuple(outs)
+    device = outs[0].device
+    values = tuple(p.contiguous() if isinstance(p, Tensor) else float(p) for p in params)
+    tensors = (*reads, *tail, *writes)
+    signature = Signature(
+        outs[0].shape,
+        tuple([t.stride() for t in tensors]),
+        tuple([t.dtype for t in tensors]),
+        len(reads),
+        len(tail),
+        tuple([-1 if isinstance(v, float) else v.dim() and v.numel() for v in values]),
+        tuple(results),
+        None if dims is None else tuple(dims),
+        strategy,
+        _cooperative_programs(device, strategy),
+        device,
     )
-    values, kinds = zip(*(_param(p, layout) for p in params), strict=True) if params else ((), ())
-    constants = {
-        **kernel_constants(program),
-        "PARAMS": kinds,
-        "RESULTS": tuple(results),
-        "GROUPS": plan.groups,
-        "TILES": plan.chunk,
-        "TILE": plan.tile,
-        "WIDE": layout.count > 2**31 - plan.chunk * plan.tile,
-        "WHOLE": layout.count % (plan.chunk * plan.tile) == 0 and layout.groups % plan.groups == 0,
-        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
-    }
-    pitch = -(-plan.tiles // 16) * 16
-    arguments = {
-        "predictions": tuple(reads),
-        "outs": tuple(outs),
-        "tail": tuple(tail),
-        "params": values,
-        "strides": _flat(layout.strides[:read]),
-        "out_strides": _flat(layout.strides[len(inputs) :]),
-        "tail_strides": _flat(layout.strides[read : len(inputs)]),
-        "outer": layout.outer,
-        "inner": layout.inner,
-        "groups": layout.groups,
-        "per_sample": layout.per_sample,
-        "count": layout.count,
-        "tiles": plan.tiles,
-        "pitch": pitch,
-    }
-    device = torch.cuda.device(outs[0].device) if outs[0].device.type == "cuda" else nullcontext()
-    with device:
-        if plan.strategy == "row":
-            _launch(kernels.row_kernel, plan, layout, arguments, constants)
-            return
-        slots = len(program.centred) + len(program.pairs) + program.masked
-        arguments["workspace"] = torch.empty((layout.groups, max(slots, 1), pitch), dtype=acc, device=outs[0].device)
-        if plan.strategy == "cooperative":
-            arguments["arrivals"] = _arrivals(layout.groups, outs[0].device)
-            _launch(kernels.cooperative_kernel, plan, layout, arguments, constants, launch_cooperative_grid=True)
-            return
-        if program.reduces:
-            _launch(kernels.tile_kernel, plan, layout, arguments, constants)
-        _launch(kernels.apply_kernel, plan, layout, arguments, constants)
-
-
-def _launch(
-    kernel: Any,
-    plan: LaunchPlan,
-    layout: Layout,
-    arguments: dict[str, Any],
-    constants: dict[str, Any],
-    **options: Any,
-) -> None:
-    writable_cache()
-    given = {name: value for name, value in (*arguments.items(), *constants.items()) if name in kernel.arg_names}
-    kernel[(plan.programs(layout.groups),)](**given, num_warps=plan.num_warps, **OPTIONS, **options)
+    prepared = prepare(program, signature)
+    given: dict[str, Any] = {"predictions": reads, "outs": writes, "tail": tail, "params": values}
+    alignment = alignments([*tensors, *(v for v in values if isinstance(v, Tensor))])
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if prepared.workspace is not None:
+            given["workspace"] = torch.empty(prepared.workspace, dtype=prepared.accumulator, device=device)
+        if prepared.plan.strategy == "cooperative":
+            given["arrivals"] = _arrivals(prepared.layout.groups, device)
+        for launch in prepared.launches:
+            launch(given, alignment)
 
 
 @cache

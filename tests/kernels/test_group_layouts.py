@@ -4,10 +4,11 @@ from unittest import mock
 
 import pytest
 import torch
-from fastcfg_kernels import guide_checked, triton_backend
+from fastcfg_kernels import guide_checked
 from fastcfg_kernels.gates import PARAMS, programs
 from fastcfg_kernels.groups import Groups
 from fastcfg_kernels.layout import group_layout
+from fastcfg_kernels.triton_launch import Launch, prepare
 
 DIMS = {
     "sample": None,
@@ -55,13 +56,13 @@ def test_no_copy_is_made_and_the_layout_changes_nothing(dims: tuple[int, ...] | 
     views = [layout(t) for t in tensors]
     out = layout(torch.zeros(SHAPE))
     seen: list[int] = []
-    plain = triton_backend._launch
+    plain = Launch.__call__
 
-    def launch(kernel: object, plan: object, found: object, arguments: dict, *rest: object, **options: object) -> None:
-        seen.extend(t.data_ptr() for t in (*arguments["predictions"], *arguments["outs"]))
-        plain(kernel, plan, found, arguments, *rest, **options)
+    def launch(self: Launch, given: dict, alignment: tuple[int, ...]) -> None:
+        seen.extend(t.data_ptr() for t in (*given["predictions"], *given["outs"]))
+        plain(self, given, alignment)
 
-    with mock.patch.object(triton_backend, "_launch", launch):
+    with mock.patch.object(Launch, "__call__", launch):
         guided(views, dims, "triton", out=out)
     assert set(seen) == {t.data_ptr() for t in (*views, out)}
     # Where the elements come in another order, their sums are added in another.
@@ -116,3 +117,43 @@ def test_offsets_beyond_31_bits(far: str) -> None:
     expected = guided([t.bfloat16() for t in near], None, "triton")
     for strategy in ("row", "two_launch"):
         assert torch.equal(guided(tensors, None, "triton", out=tensors[0].clone(), strategy=strategy), expected)
+
+
+class Recorder:
+    """A kernel as Triton's: its call gives the compiled one, whose call takes every argument in order."""
+
+    arg_names = ("outs", "count", "TILE", "predictions")
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> object:
+        def run(*args: object, **named: object) -> "Recorder":
+            self.calls.append((grid, args, named))
+            return self
+
+        return run
+
+
+def test_the_second_launch_calls_the_compiled_kernel() -> None:
+    kernel = Recorder()
+    launch = Launch(kernel, 7, {"TILE": 64, "count": 3, "other": 0}, {"num_warps": 4})
+    given = {"predictions": ("p",), "outs": ("o",), "workspace": "w"}
+    launch(given, (0, 0))
+    named = {"TILE": 64, "count": 3, **{k: given[k] for k in ("outs", "predictions")}, "num_warps": 4}
+    assert kernel.calls == [((7,), (), {**named, "enable_fp_fusion": False})]
+    launch(given, (0, 0))
+    assert kernel.calls[1] == ((7, 1, 1), (("o",), 3, 64, ("p",)), {})
+    launch(given, (0, 8))
+    assert kernel.calls[2] == kernel.calls[0], "another alignment is another kernel"
+
+
+def test_launches_are_worked_out_once_for_a_signature() -> None:
+    prepare.cache_clear()
+    tensors = draw()
+    for _ in range(3):
+        guided(tensors, None, "triton")
+    assert prepare.cache_info().misses == 1
+    guided(tensors, None, "triton", strategy="two_launch")
+    guided([t[:1] for t in tensors], None, "triton")
+    assert prepare.cache_info().misses == 3
