@@ -20,7 +20,7 @@ from fastcfg.distill import DistillConfig, Distiller, Gap, Student, Task, distil
 from fastcfg.distill.command import SCALES, measure
 from fastcfg.distill.demo import demo_task
 from fastcfg.distill.report import Findings, draw, from_json, to_json, to_markdown
-from fastcfg.distill.train import STATE, STUDENT
+from fastcfg.distill.run import STATE, STUDENT
 from fastcfg.files import write_atomically
 
 from .report import Environment

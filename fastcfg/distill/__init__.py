@@ -7,6 +7,7 @@ peft, files safetensors: ``pip install 'fastcfg[distill]'``.
 Source: Meng et al., 2210.03142.
 """
 
+from .card import Card
 from .config import DistillConfig
 from .conventions import (
     check_double_guidance,
@@ -20,9 +21,11 @@ from .embedding import Convention, FluxScaleEmbedding, LCMScaleEmbedding
 from .evaluate import Gap, StepTime, gap, gaps, step_time, student_sample, teacher_sample
 from .families import Family, Network, family_of, register_family
 from .lora import LoraConfig
-from .student import Card, ScaledNetwork, Student, load_student, save_student
+from .run import distill
+from .student import ScaledNetwork, Student
+from .student_file import load_student, save_student
 from .task import Task, fingerprint
-from .train import Distiller, distill
+from .train import Distiller
 
 __all__ = [
     "Card",

@@ -19,9 +19,9 @@ from ..rules import Rule
 from .config import DistillConfig
 from .evaluate import gaps, step_time
 from .report import Findings, draw, to_json, to_markdown
+from .run import STUDENT, distill
 from .student import Student
 from .task import Task
-from .train import STUDENT, distill
 
 __all__ = ["Options", "command", "measure", "task_of"]
 

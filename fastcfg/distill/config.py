@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 
 from ..combination import check_choice, number
 from ..training import warmup_cosine
+from .card import Mode
 from .embedding import Convention
 from .lora import LoraConfig
-from .student import Mode
 
 __all__ = ["DistillConfig"]
 

@@ -1,86 +1,24 @@
-"""A distilled network as a denoiser, and its file."""
+"""A distilled network as a denoiser."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..combination import check_choice, number
+from ..combination import number
 from ..conditions import Conditions
-from ..files import load_tensors, save_tensors
 from ..rules import Rule
-from ..version import __version__
+from .card import Card
 from .embedding import Convention
-from .families import Family, family_named, family_of
-from .lora import Lora, LoraConfig, copy_into
-from .task import arguments_of, fingerprint
+from .families import Family, family_of
+from .lora import Lora
+from .task import arguments_of
 
-__all__ = ["Card", "ScaledNetwork", "Student", "load_student", "save_student"]
-
-FORMAT = 1
-
-Mode = Literal["full", "lora", "embedding"]
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a student is, as its file says.
-
-    Attributes:
-        family, network: name of the network's family and its configuration, scale input included.
-        mode: ``"full"`` (all weights are the student's own), ``"lora"`` (an adapter and the scale input) or
-            ``"embedding"`` (the scale input alone).
-        convention: how the network takes its scale.
-        rule: the teacher's rule, as JSON data.
-        low, high: the scales that it was trained on; 1 was always among them.
-        condition: which of the rule's conditions the student takes.
-        teacher: :func:`fingerprint` of the teacher's network.
-        lora: the adapter's size and place.
-        training: the configuration of the distillation.
-        version: of fastcfg.
-    """
-
-    family: str
-    network: dict[str, Any]
-    mode: Mode
-    convention: Convention
-    rule: dict[str, Any]
-    low: float
-    high: float
-    condition: str
-    teacher: str
-    lora: LoraConfig | None = None
-    training: dict[str, Any] | None = None
-    version: str = __version__
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable data."""
-        return {"format": FORMAT, **asdict(self)}
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Card:
-        """The card that :meth:`to_dict` described.
-
-        Raises:
-            ValueError: if it is none, or of a later format.
-        """
-        fields = dict(data)
-        if (found := fields.pop("format", None)) != FORMAT:
-            raise ValueError(f"format: expected a student of format {FORMAT}, got {found!r}")
-        check_choice("mode", fields.get("mode"), ("full", "lora", "embedding"))
-        lora = fields.get("lora")
-        try:
-            fields["convention"] = Convention(**fields["convention"])
-            fields["lora"] = None if lora is None else LoraConfig(**lora)
-            return Card(**fields)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"card: not that of a student: {error}") from error
+__all__ = ["ScaledNetwork", "Student"]
 
 
 class ScaledNetwork(nn.Module):
@@ -247,100 +185,3 @@ class Student:
             self.lora = None
         self.family.remove_scale_input(self.network)
         return self.network
-
-
-def student_tensors(network: nn.Module, card: Card, lora: Lora | None) -> dict[str, Tensor]:
-    """What makes a student besides its teacher, by the names in its file."""
-    if card.mode == "full":
-        return dict(network.state_dict())
-    prefix = family_named(card.family).scale_module(network) + "."
-    own = {name: value for name, value in network.state_dict().items() if name.startswith(prefix)}
-    return own | (lora.state_dict() if lora is not None else {})
-
-
-def save_student(path: Path, student: Student, dtype: torch.dtype | None = None) -> None:
-    """Writes a student: all weights, or its adapter and scale input alone.
-
-    Args:
-        path: the file, safetensors with the card as JSON in its metadata.
-        dtype: of the floating weights in the file; None leaves them.
-
-    Raises:
-        ValueError: for an adapter that was merged.
-    """
-    if student.card.mode == "lora" and student.lora is None:
-        raise ValueError("mode: the adapter was merged into the weights; save the student before")
-    tensors = {
-        name: value.to(dtype) if dtype is not None and value.is_floating_point() else value
-        for name, value in student_tensors(student.network, student.card, student.lora).items()
-    }
-    save_tensors(path, tensors, {"student": student.card.to_dict()})
-
-
-def load_student(
-    path: Path,
-    teacher: nn.Module | None = None,
-    *,
-    scale: float | None = None,
-    device: torch.device | str | None = None,
-    check: bool = True,
-) -> Student:
-    """Reads what :func:`save_student` wrote.
-
-    Args:
-        teacher: the teacher's network, needed for an adapter, which is put on it in place; :meth:`Student.unload`
-            takes it off again.
-        scale: guidance scale of calls that give none.
-        device: of a student of its own weights; an adapter goes to its teacher's.
-        check: refuse a teacher whose weights (dtype included) are not those of the distillation.
-
-    Raises:
-        FileNotFoundError, ImportError: something is missing.
-        ValueError: the file is damaged or holds no student, or the teacher is another.
-    """
-    tensors, metadata = load_tensors(path)
-    if "student" not in metadata:
-        raise ValueError(f"{path} holds no student (its metadata has {sorted(metadata)})")
-    card = Card.from_dict(metadata["student"])
-    family = family_named(card.family)
-    if card.mode == "full":
-        network = family.build(card.network)
-        copy_into(network, tensors)
-        return Student(network.eval().requires_grad_(False).to(device or "cpu"), card, scale)
-    if teacher is None:
-        raise ValueError(f"teacher: {path} holds a student of mode {card.mode!r}, which needs its teacher's network")
-    if check and (found := fingerprint(teacher)) != card.teacher:
-        raise ValueError(
-            f"teacher: its weights are not those that the student was distilled from (sha256 {found[:12]}, expected "
-            f"{card.teacher[:12]}); another dtype counts too; check=False takes it all the same"
-        )
-    lora = attach(teacher, family, card.convention, card.lora)
-    prefix = family.scale_module(teacher) + "."
-    try:
-        copy_into(teacher, {name: value for name, value in tensors.items() if name.startswith(prefix)}, prefix)
-        if lora is not None:
-            lora.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(prefix)})
-    except ValueError:
-        if lora is not None:
-            lora.unload()
-        family.remove_scale_input(teacher)
-        raise
-    teacher.requires_grad_(False)
-    return Student(teacher.eval(), card, scale, lora=lora)
-
-
-def attach(
-    network: nn.Module, family: Family, convention: Convention, config: LoraConfig | None, seed: int = 0
-) -> Lora | None:
-    """Give a network a scale input and, with a configuration, an adapter; both in place and zero at first."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        # The adapter comes first: the scale input is trained as it is, and gets none.
-        lora = Lora(network, config, seed) if config is not None else None
-        try:
-            family.add_scale_input(network, convention)
-        except ValueError:
-            if lora is not None:
-                lora.unload()
-            raise
-    return lora

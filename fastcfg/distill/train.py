@@ -13,16 +13,15 @@ from torch import Tensor, nn
 
 from ..files import load_tensors, save_tensors
 from ..training import TrainingDiverged, ema_decay
+from .card import Card
 from .config import DistillConfig
 from .families import copy_network
-from .logs import Log
 from .rollout import Batch, Examples, mixed, on_data, trajectories
-from .student import Card, Student, attach, save_student
+from .student import Student
+from .student_file import attach
 from .task import Task, draw_scales, fingerprint
 
-__all__ = ["Distiller", "distill", "relative_loss"]
-
-STATE, STUDENT, LOG = "state.safetensors", "student.safetensors", "log.jsonl"
+__all__ = ["Distiller", "generator_of", "relative_loss"]
 
 
 def relative_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -266,59 +265,3 @@ def _accelerator(device: torch.device, precision: str) -> Any:
     except ImportError as error:
         raise ImportError(f"distillation needs accelerate ({error}): pip install 'fastcfg[distill]'") from error
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
-
-
-def distill(
-    task: Task,
-    config: DistillConfig,
-    folder: Path,
-    *,
-    resume: bool = False,
-    save_every: int = 200,
-    progress: bool = True,
-    tensorboard: bool = False,
-    accelerator: Any = None,
-) -> Student:
-    """Distils a task's teacher, and writes the student.
-
-    Writes into ``folder``: ``state.safetensors`` (the resumable state), ``log.jsonl`` (step, loss, learning rate),
-    and at the end ``student.safetensors`` (see :func:`load_student`).
-
-    Args:
-        resume: continue from the folder's state where it exists; otherwise begin anew.
-        save_every: steps between saved states.
-        progress: show a bar.
-        tensorboard: also write TensorBoard events, into ``folder/tensorboard``.
-        accelerator: of accelerate, where it is not to be the default one.
-
-    Returns:
-        The student, with the moving average of the weights.
-
-    Raises:
-        TrainingDiverged: the loss is not finite; names the last good state.
-        ValueError: the state belongs to another distillation, or the configuration does not fit the task.
-
-    Source: Meng et al., 2210.03142, stage 1.
-    """
-    distiller = Distiller(task, config, accelerator)
-    state, main = folder / STATE, distiller.accelerator.is_main_process
-    if resume and state.exists():
-        distiller.restore(state)
-    with Log(
-        folder / LOG, config.steps, begin=distiller.steps_done, bar=progress and main, write=main, board=tensorboard
-    ) as log:
-        while distiller.steps_done < config.steps:
-            try:
-                loss = distiller.step()
-            except TrainingDiverged as error:
-                kept = f"the last good state is in {state}" if state.exists() else "no state was saved yet"
-                raise TrainingDiverged(f"distillation diverged at {error}; {kept}; try a lower learning rate") from None
-            done = distiller.steps_done
-            log.step(done, loss, distiller.smooth_loss, config.learning_rate_at(done - 1))
-            if main and (done % save_every == 0 or done == config.steps):
-                distiller.save(state)
-    student = distiller.student()
-    if main:
-        save_student(folder / STUDENT, student)
-    distiller.accelerator.wait_for_everyone()
-    return student

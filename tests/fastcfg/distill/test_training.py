@@ -11,10 +11,10 @@ from accelerate.state import AcceleratorState
 
 from fastcfg import APG, CFG
 from fastcfg.distill import Convention, DistillConfig, Distiller, LoraConfig, Task, distill, load_student
+from fastcfg.distill.card import Mode
 from fastcfg.distill.config import Draw
 from fastcfg.distill.embedding import Form
 from fastcfg.distill.rollout import Batch
-from fastcfg.distill.student import Mode
 from fastcfg.distill.task import draw_scales
 from fastcfg.distill.train import relative_loss
 from fastcfg.files import load_tensors
