@@ -58,15 +58,25 @@ PARAMS = {"scale": 4.0, "strength": 0.7, "radius": 2.0, "momentum": -0.5, "shift
 """A value for each parameter of the programs below."""
 
 
+def _solver(
+    at_y: float, at_x: float, at_previous: float, clean_y: float, clean_x: float, scale: float
+) -> tuple[float, ...]:
+    return at_y, at_x, at_previous, clean_y, clean_x, 0.0, scale * at_y, scale * at_x, scale * at_previous
+
+
 @cache
 def programs() -> dict[str, Program]:
-    """Representative programs: without sums, centred sums, a clamp, plain sums of three, state and an affine space."""
+    """Representative programs: without sums, centred sums, a clamp, plain sums of three, state and an affine space, and
+    a solver's step with a history and the next model input."""
     two, three = ("uncond", "cond"), ("uncond", "cond", "negative")
     return {
         "cfg": compile_program(two, (Stage(_cfg),)),
         "rescale": compile_program(two, (Stage(_cfg), Stage(_rescale, "factor"))),
         "clamp": compile_program(two, (Stage(_cfg), Stage(_norm_clamp, "clamp"))),
         "perpendicular": compile_program(three, (Stage(_perpendicular),)),
+        "step": compile_program(
+            two, (Stage(_cfg), Stage(_rescale, "factor"), Stage(_solver, "step", reads=("x", "previous"), rows=3))
+        ),
         "projected": compile_program(two, (Stage(_projected),), ("momentum",), 2, affine=True),
     }
 
@@ -85,7 +95,7 @@ LATENT = Sizes(65_536)
 TOKENS = Sizes(64, groups=4_096)
 CHANNELS = Sizes(16, groups=16_384, across=True)
 PROBLEMS: tuple[tuple[str, torch.dtype, Sizes], ...] = (
-    *((name, torch.bfloat16, LATENT) for name in ("cfg", "rescale", "clamp", "perpendicular", "projected")),
+    *((name, torch.bfloat16, LATENT) for name in ("cfg", "rescale", "clamp", "perpendicular", "projected", "step")),
     ("rescale", torch.bfloat16, Sizes(16_384)),
     ("rescale", torch.bfloat16, TOKENS),
     ("rescale", torch.bfloat16, Sizes(2_097_152)),
