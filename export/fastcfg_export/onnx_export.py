@@ -119,6 +119,7 @@ def export_onnx(
 
     Args:
         model: a :class:`GraphModel`, or a model that :func:`fastcfg_export.adapt` knows, in the dtype to export.
+            It is put into evaluation mode.
         rule: the guidance; None for a student, whose scale is then the only parameter.
         path: the file to write, ``NAME.onnx``.
         parameters: the rule's parameters that are inputs, default ``scale`` (all of them, where it has none).
