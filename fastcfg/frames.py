@@ -16,6 +16,7 @@ import torch
 from fastcfg_kernels.groups import Groups
 from fastcfg_kernels.host import weigh_on_host
 from fastcfg_kernels.tiles import accumulator, basis, sample_sums
+from fastcfg_kernels.tracing import constant_when_traced
 from torch import Tensor
 
 from .guidance import guide
@@ -23,7 +24,6 @@ from .launch import check_names
 from .rules import Rule
 from .rules.linear import itself
 from .schedules import Schedule
-from .tracing import constant_when_traced
 
 __all__ = ["guide_frames", "keyframe_scales", "temporal_decay", "uniform_scales"]
 

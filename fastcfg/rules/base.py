@@ -11,11 +11,11 @@ from functools import cached_property, wraps
 from typing import Any, ClassVar, cast
 
 import fastcfg_kernels as fk
+from fastcfg_kernels.tracing import constant_when_traced
 from torch import Tensor
 
 from ..combination import check_choice
 from ..schedules import Schedule, check_step
-from ..tracing import constant_when_traced
 
 __all__ = ["Lowered", "Parameter", "Rule", "check_choice", "number_or_schedule", "registry"]
 

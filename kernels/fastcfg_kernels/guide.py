@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from . import functional, shadow, triton_backend
+from . import functional, library, shadow, triton_backend
 from .cpp_backend import guide_cpp
 from .cpp_build import compiler
 from .groups import Groups
@@ -275,6 +275,17 @@ def guide_checked(
             raise ValueError(f"out: expected a tensor {expected}, got {list(target.shape)} on {target.device}")
     if first.numel() == 0:
         return [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
+    if (
+        torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and merge is None
+        and backend in (None, "auto", "triton")
+        and library.wanted(program, first.device.type)
+    ):
+        dtypes = [t if isinstance(t, torch.dtype) else t.dtype for _, t in targets]
+        every = [*inputs, *elementwise]
+        found = library.guide_in_graph(program, every, values, dtypes, [k for k, _ in targets], dims, strategy)
+        return [t.copy_(r) if isinstance(t, Tensor) else r for r, (_, t) in zip(found, targets, strict=True)]
     if shadow.on() and backend != "torch" and merge is None and not torch.compiler.is_compiling():
         again: dict[str, Any] = {"extras": extras, "scale_map": scale_map, "mask": mask, "dims": dims}
         return _shadowed(predictions, program, values, targets, backend, strategy, again)

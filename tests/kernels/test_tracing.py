@@ -1,8 +1,7 @@
 """The mark is torch's own."""
 
 import torch
-
-from fastcfg.tracing import constant_when_traced
+from fastcfg_kernels.tracing import constant_when_traced
 
 
 def test_the_mark_is_what_torch_sets() -> None:
