@@ -17,6 +17,7 @@ from .model import UNet, UNetConfig
 SHIPPED = Path(__file__).parent / "checkpoints"
 DENOISER = SHIPPED / "denoiser.safetensors"
 CLASSIFIER = SHIPPED / "classifier.safetensors"
+STUDENT = SHIPPED / "student.safetensors"
 
 
 def versions() -> dict[str, str]:

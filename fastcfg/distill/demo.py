@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from ..conditions import Conditions
-from ..demo.checkpoint import DENOISER, load_denoiser
+from ..demo.checkpoint import DENOISER, STUDENT, load_denoiser
 from ..demo.data import IMAGE_SIZE, NUM_COLOURS, NUM_DIGITS, Digits, draw_batch, load_digits
 from ..demo.diffusion import noise_scheduler
 from ..demo.sample import labels
 from ..denoiser import GuidedDenoiser
 from ..rules import CFG, Rule
+from .student import Student
+from .student_file import load_student
 from .task import Task
 
-__all__ = ["AVOIDED_COLOUR", "demo_task"]
+__all__ = ["AVOIDED_COLOUR", "demo_student", "demo_task"]
 
 AVOIDED_COLOUR = 0
 """Index into the palette of the colour that negatives name: red."""
@@ -73,3 +75,13 @@ def demo_task(
         return images.to(where), conditions_of(digit.to(where), colour.to(where))
 
     return Task(GuidedDenoiser(network, rule), noise_scheduler(), noise, conditions, data)
+
+
+def demo_student(scale: float | None = None, device: torch.device | str = "cpu") -> Student:
+    """The student that comes with the package: CFG of the demo's denoiser at scales 1 to 10, a LoRA adapter.
+
+    Args:
+        scale: guidance scale of calls that give none.
+    """
+    network, _ = load_denoiser(DENOISER, device)
+    return load_student(STUDENT, network, scale=scale)

@@ -57,7 +57,7 @@ def test_every_module_and_data_file_is_in(wheel: zipfile.ZipFile) -> None:
         modules = {f"{package}/{path.relative_to(ROOT / folder)}" for path in (ROOT / folder).rglob("*.py")}
         assert modules <= names, f"not in the wheel: {sorted(modules - names)}"
     checkpoints = [name for name in names if name.startswith("fastcfg/demo/checkpoints/")]
-    assert {Path(name).suffix for name in checkpoints} == {".safetensors"} and len(checkpoints) == 2
+    assert {Path(name).suffix for name in checkpoints} == {".safetensors"} and len(checkpoints) == 3
     assert sum(wheel.getinfo(name).file_size for name in checkpoints) < 3 * 2**20
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

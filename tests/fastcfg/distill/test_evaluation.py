@@ -117,3 +117,11 @@ def test_the_demos_perp_neg_avoids_red(tiny_task: Make) -> None:
     assert conditions["negative"]["colour"].tolist() == [demo_module.AVOIDED_COLOUR] * 3
     assert conditions["cond"]["colour"].equal(conditions["uncond"]["colour"])
     assert replace(tiny_task(), data=None).data is None
+
+
+def test_the_student_that_is_shipped() -> None:
+    """It belongs to the denoiser that is shipped, and is nearer to its guidance than no guidance is."""
+    student, task = demo_module.demo_student(scale=5.0), demo_module.demo_task(CFG(5.0))
+    assert student.card.mode == "lora" and (student.card.low, student.card.high) == (1.0, 10.0)
+    found = gap(task, student, 5.0, count=8, num_steps=10)
+    assert found.student < 0.65 * found.unguided and found.student_sample < 0.6 * found.unguided_sample
