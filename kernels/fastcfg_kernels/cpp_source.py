@@ -75,9 +75,9 @@ class _Writer:
         """Add to each sum its value over the elements of a block, or those that the mask leaves in."""
         own = self.mask
         whole = [f"{name} += {f'only({value}, {own})' if own else value};" for name, value in values.items()]
-        return self._loop(whole) + self._rest(
-            [f"{name} += only({value}, {own or 'tail'});" for name, value in values.items()]
-        )
+        mask = [] if own else ["const vec tail = present(rest);"]
+        part = [f"{name} += only({value}, {own or 'tail'});" for name, value in values.items()]
+        return self._loop(whole) + self._rest([*mask, *part])
 
     def block(self) -> str:
         """``block``: the sums of up to BLOCK elements."""
@@ -92,7 +92,7 @@ class _Writer:
             text.append("if (count == 0) return sums;")
             leader = "leader"
         else:
-            text += ["const int64_t count = size;", "const vec tail = present(rest);"]
+            text.append("const int64_t count = size;")
         text.append("sums.count = double(count);")
         if p.centred:
             text += ["acc " + ", ".join(f"pivot{v}" for v in p.centred) + ";", "{"]
@@ -187,11 +187,13 @@ class _Writer:
     const auto reduce = [&](int64_t row, int64_t chunk) {{
         [[maybe_unused]] const double* given = params + row * param_stride;
         const int64_t stop = chunk + 1 < chunks ? (chunk + 1) * CHUNK : count;
-        Sums sums;
-        for (int64_t start = chunk * CHUNK; start < stop; start += BLOCK) {{
+        int64_t start = chunk * CHUNK;
+        const auto next = [&] {{
             const int64_t size = stop - start < BLOCK ? stop - start : BLOCK;
-            sums.add(block({at}size{values}));
-        }}
+            return block({at}size{values});
+        }};
+        Sums sums = next();
+        for (start += BLOCK; start < stop; start += BLOCK) sums.add(next());
         return sums;
     }};
     std::unique_ptr<Sums[]> parts(chunks > 1 ? new Sums[work] : nullptr);

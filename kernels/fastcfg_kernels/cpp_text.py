@@ -120,12 +120,21 @@ static inline vec present(int64_t size) {
 }
 // Zero in the lanes that hold none, whatever stands there.
 static inline vec only(vec v, vec mask) { return mask != acc(0) ? v : vec{}; }
+typedef double quad __attribute__((vector_size(32)));
+static inline quad wide(const float* p) {
+    typedef float four __attribute__((vector_size(16)));
+    four f;
+    std::memcpy(&f, p, sizeof f);
+    return __builtin_convertvector(f, quad);
+}
+static inline quad wide(const double* p) { quad q; std::memcpy(&q, p, sizeof q); return q; }
+// Lanes a quarter of the vector apart are added first, then two and two.
 static inline double total(vec v) {
-    double part[LANES];
-    for (int l = 0; l < LANES; ++l) part[l] = v[l];
-    for (int width = LANES / 2; width; width /= 2)
-        for (int l = 0; l < width; ++l) part[l] += part[l + width];
-    return part[0];
+    acc lanes[LANES];
+    std::memcpy(lanes, &v, sizeof v);
+    quad sum = wide(lanes);
+    for (int l = 4; l < LANES; l += 4) sum += wide(lanes + l);
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 """
 
