@@ -92,7 +92,16 @@ def findings_of(name: str, task: Task, student: Student, samples: int, folder: P
             return from_json(kept["findings"])
     size = (where / STUDENT).stat().st_size
     count = samples if variant.judged else 0
-    found = measure(task, student, variant.title, size=size, samples=count, trajectories=TRAJECTORIES, judged=JUDGED)
+    found = measure(
+        task,
+        student,
+        variant.title,
+        size=size,
+        samples=count,
+        trajectories=TRAJECTORIES,
+        scales=SCALES,
+        judged=JUDGED,
+    )
     kept = {"student": made_from, "samples": samples, "findings": to_json(found)}
     write_atomically(file, json.dumps(kept) + "\n")
     return found

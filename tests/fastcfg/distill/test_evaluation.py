@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from fastcfg import CFG, PerpNeg
 from fastcfg.cli import app
-from fastcfg.distill import DistillConfig, Distiller, Task, gap, step_time, student_sample, teacher_sample
+from fastcfg.distill import DistillConfig, Distiller, Task, command, gap, step_time, student_sample, teacher_sample
 from fastcfg.distill import demo as demo_module
 from fastcfg.distill.evaluate import draw_start
 from fastcfg.distill.judge import Judge, judge_both
@@ -66,6 +67,7 @@ def test_judging(tiny_task: Make) -> None:
 
 def test_the_command(tiny_task: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_module, "demo_task", lambda rule, device: tiny_task(rule))
+    monkeypatch.setattr(command, "step_time", partial(step_time, count=2, rounds=1))
     rule = json.dumps(CFG(3.0, rescale=0.5).to_dict())
     few = ["--steps", "2", "--batch", "4", "--trajectories", "2", "--sampler-steps", "2", "--samples", "20"]
     arguments = ["distill", "-o", str(tmp_path), "--rule", rule, "--mode", "lora", "--rank", "2", *few]
