@@ -25,6 +25,9 @@ __all__ = ["PARAMS", "SUPPORTED", "Row", "broken", "main", "measure", "programs"
 SUPPORTED = ((3, 6), (3, 9))
 """Oldest and newest version of Triton that these kernels have been compiled with."""
 
+SPILLS = {("cuda:100", "row_kernel"): 96}
+"""Spill instructions that are allowed, none elsewhere: for this target ptxas keeps float32 copies of a full chunk."""
+
 REGISTERS = 255
 """Registers a thread at most, of programs of eight warps: 65,536 in a multiprocessor."""
 
@@ -142,7 +145,7 @@ def broken(row: Row) -> list[str]:
         found.append(f"sums of {one.longest_sum} at once, in an order that the layout sets")
     if one.registers < 0:  # No tools for this target's machine code.
         return found
-    if one.spills:
+    if one.spills > SPILLS.get((one.target, one.kernel), 0):
         found.append(f"{one.spills} spill instructions")
     if one.registers > REGISTERS:
         found.append(f"{one.registers} registers")
