@@ -129,7 +129,7 @@ def entries() -> list[Entry]:
                 tuple(sums),
                 tuple(sorted(carried)),
                 _space(rule),
-                ("torch",) if rule.prepares else ("torch", "inductor", "triton"),
+                ("torch",) if rule.prepares else ("torch", "cpp", "inductor", "triton"),
             )
         )
     return rows
