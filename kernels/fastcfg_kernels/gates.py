@@ -115,6 +115,12 @@ EVERYWHERE = 7
 """How many of :data:`PROBLEMS` every target gets; the others are for ``cuda:90``."""
 
 
+BRIEF = tuple(
+    p for p in PROBLEMS if p in (("perpendicular", torch.bfloat16, LATENT), ("rescale", torch.bfloat16, TOKENS))
+)
+"""Problems that take every kernel once."""
+
+
 def measure(
     targets: Iterable[str] = tuple(TARGETS), problems: Sequence[tuple[str, torch.dtype, Sizes]] = PROBLEMS
 ) -> list[Row]:
@@ -208,13 +214,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="write to a file")
     parser.add_argument("--target", action="append", choices=TARGETS, help="a target (default: all)")
     parser.add_argument("--program", action="append", choices=programs(), help="a program (default: all)")
-    parser.add_argument("--brief", action="store_true", help="the same few sizes for every target")
+    parser.add_argument("--brief", action="store_true", help="every kernel once")
     given = parser.parse_args(arguments)
     if note := version_note():
         print(note, file=sys.stderr)
-    chosen = [
-        size for size in PROBLEMS[: EVERYWHERE if given.brief else None] if size[0] in (given.program or programs())
-    ]
+    problems = BRIEF if given.brief else PROBLEMS
+    chosen = [problem for problem in problems if problem[0] in (given.program or programs())]
     rows = measure(given.target or tuple(TARGETS), chosen)
     text = json.dumps([asdict(row) for row in rows], indent=1) + "\n" if given.json else to_markdown(rows)
     if given.output is None:

@@ -42,8 +42,8 @@ def launches(rule: fastcfg.Rule, tensors: dict[str, torch.Tensor]) -> int:
 
 CASES = {
     "rescale": (CFG(7.5, rescale=0.7), lambda: ClassifierFreeGuidance(7.5, guidance_rescale=0.7), 10),
-    "CFG-Zero*": (CFGZeroStar(7.5), lambda: ClassifierFreeZeroStarGuidance(7.5), 14),
-    "APG": (APG(7.5, momentum=-0.5), lambda: AdaptiveProjectedGuidance(7.5, -0.5), 20),
+    "CFG-Zero*": (CFGZeroStar(7.5).at(5, 10), lambda: ClassifierFreeZeroStarGuidance(7.5), 10),
+    "APG": (APG(7.5, momentum=-0.5), lambda: AdaptiveProjectedGuidance(7.5, -0.5), 22),
 }
 
 
@@ -56,5 +56,5 @@ def test_one_launch_in_the_place_of_many_operations(name: str) -> None:
     guider.set_state(step=5, num_inference_steps=10, timestep=torch.tensor(500))
     with Operations() as operations:
         guider.forward(pred_cond=c, pred_uncond=u)
-    assert operations.count >= known - 2, "what the table of the peers' operations says"
+    assert operations.count >= known
     assert launches(rule, {"uncond": u, "cond": c}) == 1
