@@ -12,7 +12,7 @@ import fastcfg_kernels as fk
 import torch
 from fastcfg_kernels.aot import TARGETS
 from fastcfg_kernels.tiles import TILE
-from fastcfg_kernels.triton_backend import interpreting, kernel_constants
+from fastcfg_kernels.triton_formula import interpreting, kernel_constants
 
 from .custom_op import DOMAIN, op_name
 from .module import GuidedModule
@@ -123,8 +123,6 @@ def plugin_constants(program: fk.Program) -> dict[str, Any]:
     shared = {name: value for name, value in kernel_constants(program).items() if name in guidance_kernel.arg_names}
     slots = len(program.centred) + len(program.pairs)
     return shared | {
-        "STRIDES": (1,) * len(program.params),
-        "UNITS": (1,) * program.width,
         "SLOTS": max(2, 1 << (slots - 1).bit_length()),
         "TILE": TILE,
         "ACC": tl.float32,

@@ -3,10 +3,51 @@
 # The compiler reads annotations of `tl.constexpr`: no postponed evaluation here.
 import triton
 import triton.language as tl
-from fastcfg_kernels.triton_combine import combine, weigh
-from fastcfg_kernels.triton_tiles import first_elements, load_sample, load_tile, tile_sums
 
 __all__ = ["guidance_kernel"]
+
+
+@triton.jit
+def _load(pointers, start, stop):
+    """A tile of every tensor, in its own dtype; zero from ``stop`` on."""
+    raw = ()
+    for k in tl.static_range(len(pointers)):
+        raw = raw + (tl.load(pointers[k] + start, mask=start < stop, other=0.0),)
+    return raw
+
+
+@triton.jit
+def _vectors(raw, SIZE: tl.constexpr, ACC: tl.constexpr):
+    """The difference basis of ``SIZE`` predictions, the extras, and the predictions but for the base, in ``ACC``."""
+    base = raw[0].to(ACC)
+    found = (base,)
+    for k in tl.static_range(1, SIZE):
+        found = found + (raw[k].to(ACC) - base,)
+    for k in tl.static_range(SIZE, len(raw)):
+        found = found + (raw[k].to(ACC),)
+    for k in tl.static_range(1, SIZE):
+        found = found + (raw[k].to(ACC),)
+    return found
+
+
+@triton.jit
+def _tile_sums(
+    vectors, first, inside, size, PAIRS: tl.constexpr, CENTRED: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """Means of the centred vectors of a tile, taken from its first elements, and then the pairs' sums."""
+    found = ()
+    centred = ()
+    for i in tl.static_range(len(CENTRED)):
+        shifted = tl.where(inside, vectors[CENTRED[i]] - first[CENTRED[i]], 0.0)
+        mean = tl.sum(shifted, axis=0) / size.to(ACC)
+        centred = centred + (tl.where(inside, shifted - mean, 0.0),)
+        found = found + (mean + first[CENTRED[i]],)
+    for i in tl.static_range(len(PAIRS)):
+        if PAIRS[i][0]:
+            found = found + (tl.sum(centred[PAIRS[i][1]] * centred[PAIRS[i][2]], axis=0),)
+        else:
+            found = found + (tl.sum(vectors[PAIRS[i][1]] * vectors[PAIRS[i][2]], axis=0),)
+    return found
 
 
 @triton.jit
@@ -29,8 +70,6 @@ def guidance_kernel(
     CLAMP: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
-    STRIDES: tl.constexpr,
-    UNITS: tl.constexpr,
     SLOTS: tl.constexpr,
     TILE: tl.constexpr,
     ACC: tl.constexpr,
@@ -42,23 +81,23 @@ def guidance_kernel(
 
     Args:
         predictions, params, outs: pointers to contiguous ``[B, count]`` and ``[B]``.
-        UNITS: strides of the predictions in units of ``count``, all 1.
         SLOTS: lanes for the means and sums, a power of two.
     """
     b = tl.program_id(0).to(tl.int64)
-    strides = ()
-    for k in tl.static_range(len(UNITS)):
-        strides = strides + (count * UNITS[k],)
-    rows, values, space = load_sample(predictions, params, strides, b, STRIDES, False, ACC)
+    row, stop = b * count, (b + 1) * count
+    values = ()
+    for i in tl.static_range(len(params)):
+        values = values + (tl.load(params[i] + b).to(ACC),)
+    within = tl.arange(0, TILE)
     lane = tl.arange(0, SLOTS)
     held = tl.zeros((SLOTS,), ACC)  # Means of the centred vectors so far, then the sums.
     seen = tl.zeros((), ACC)
     if len(PAIRS) + len(CENTRED) > 0:
         for start in range(0, count, TILE):
             size = tl.minimum(count - start, TILE)
-            raw = load_tile(predictions, rows, start, count, TILE)
-            first = first_elements(predictions, rows, start, space, SIZE, ACC)
-            partial = tile_sums(raw, first, size, space, PAIRS, CENTRED, SIZE, TILE, ACC)
+            vectors = _vectors(_load(predictions, row + start + within, stop), SIZE, ACC)
+            first = _vectors(_load(predictions, row + start, stop), SIZE, ACC)
+            partial = _tile_sums(vectors, first, within < size, size, PAIRS, CENTRED, ACC)
             filled = tl.zeros((SLOTS,), ACC)
             for s in tl.static_range(len(CENTRED) + len(PAIRS)):
                 filled = tl.where(lane == s, partial[s], filled)
@@ -78,10 +117,18 @@ def guidance_kernel(
     sums = ()
     for i in tl.static_range(len(PAIRS)):
         sums = sums + (_entry(held, lane, len(CENTRED) + i),)
-    weights = weigh(means, sums, count, values, WEIGH, MEANS, ACC)
+    for i in tl.static_range(len(MEANS)):
+        sums = sums + (means[MEANS[i]],)
+    weights = WEIGH(sums, count.to(ACC), values)
     for start in range(tl.program_id(1) * TILE, count, tl.num_programs(1) * TILE):
-        raw = load_tile(predictions, rows, start, count, TILE)
-        offsets = start + tl.arange(0, TILE).to(tl.int64)
-        for o in tl.static_range(len(outs)):
-            result = combine(raw, weights, space, o, OUTPUTS, SIZE, WIDTH, CLAMP, ACC)
-            tl.store(outs[o] + b * count + offsets, result.to(outs[o].dtype.element_ty), mask=offsets < count)
+        place = row + start + within
+        vectors = _vectors(_load(predictions, place, stop), SIZE, ACC)
+        for o in tl.static_range(OUTPUTS):
+            result = vectors[WIDTH - 1] * weights[o * WIDTH + WIDTH - 1]
+            for k in tl.static_range(1, WIDTH):
+                result = vectors[WIDTH - 1 - k] * weights[o * WIDTH + WIDTH - 1 - k] + result
+            if CLAMP and o == 0:
+                low, high = weights[OUTPUTS * WIDTH], weights[OUTPUTS * WIDTH + 1]
+                result = tl.minimum(result, tl.full((), high, ACC), propagate_nan=tl.PropagateNan.ALL)
+                result = tl.maximum(result, tl.full((), low, ACC), propagate_nan=tl.PropagateNan.ALL)
+            tl.store(outs[o] + place, result.to(outs[o].dtype.element_ty), mask=place < stop)
