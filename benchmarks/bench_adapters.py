@@ -20,8 +20,10 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from fastcfg.files import write_atomically
+
 from .race import CudaTimer, HostTimer, Summary, race, summarise
-from .report import Environment, write_atomically
+from .report import Environment
 
 __all__ = ["GUIDERS", "SHAPES", "Row", "guidance_part", "measure_guiders"]
 

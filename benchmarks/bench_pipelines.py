@@ -26,9 +26,10 @@ from rich.table import Table
 from torch import Tensor
 
 from fastcfg import APG, CFG, NormCap, Rule
+from fastcfg.files import write_atomically
 
 from .race import Summary, summarise
-from .report import Environment, write_atomically
+from .report import Environment
 
 __all__ = ["CASES", "SUBJECTS", "Row", "Subject", "guidance_times", "measure"]
 

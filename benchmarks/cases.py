@@ -171,6 +171,20 @@ class Case:
         return "×".join(map(str, self.shape))
 
     @property
+    def least(self) -> int:
+        """Bytes that any kernel has to move: each prediction read once, the result written."""
+        return (len(self.contest.rule.conditions) + 1) * prod(self.shape) * self.dtype.itemsize
+
+    def moved_by_fastcfg(self, device: str, launches: int) -> int:
+        """Bytes that fastcfg's own kernels read and write, the second read of a rule with sums included.
+
+        On a GPU one launch keeps the predictions in registers between the sums and the combine; two read them twice.
+        On a CPU a sample is read again, from a cache where it fits.
+        """
+        again = self.contest.rule.program.reduces and (device == "cpu" or launches > 1)
+        return self.least + again * len(self.contest.rule.conditions) * prod(self.shape) * self.dtype.itemsize
+
+    @property
     def rounds(self) -> int:
         """Rounds to run: more where a call is short and its time therefore noisier."""
         elements = prod(self.shape)
@@ -205,9 +219,9 @@ def contestants(case: Case, *, strategies: bool) -> dict[str, Contestant]:
     contest = case.contest
     found = {REFERENCE: peers.fused(contest.rule)}
     if strategies:
-        if contest.rule.program.reduces:
-            found["fastcfg row"] = peers.strategy(contest.rule, "row")
-        found["fastcfg two_launch"] = peers.strategy(contest.rule, "two_launch")
+        only_with_sums = ("row", "cooperative") if contest.rule.program.reduces else ()
+        for name in (*only_with_sums, "two_launch"):
+            found[f"{REFERENCE} {name}"] = peers.strategy(contest.rule, name)
     found |= contest.peers
     found["eager"] = peers.eager(contest.formula)
     found["torch.compile"] = peers.compiled(contest.formula)

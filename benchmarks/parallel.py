@@ -23,8 +23,9 @@ import typer
 
 from fastcfg import CFG, GuidedDenoiser, MultiCondition, PerpNeg, Rule
 from fastcfg.denoiser import Sequential
+from fastcfg.files import write_atomically
 
-from .report import Environment, write_atomically
+from .report import Environment
 
 RESULTS = Path(__file__).parent / "results"
 RULES: dict[str, Rule] = {

@@ -10,6 +10,7 @@ import itertools
 import logging
 import types
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import fastcfg_kernels as fk
@@ -116,7 +117,10 @@ def strategy(rule: Rule, name: str) -> Contestant:
         lowered = rule.lowered
         inputs = [predictions[p] for p in lowered.predictions]
         first = inputs[0]
-        fk.plan_launch(first[0].numel(), len(inputs), first.element_size(), strategy=name)  # type: ignore[arg-type]
+        on_gpu = first.device.type == "cuda"
+        programs = torch.cuda.get_device_properties(first.device).multi_processor_count if on_gpu else 0
+        sizes = first[0].numel(), len(inputs), first.element_size()
+        fk.plan_launch(*sizes, groups=first.shape[0], strategy=name, cooperative=programs)  # type: ignore[arg-type]
         fk.choose_backend(lowered.program, first.device, "triton")
         values = lowered.params
         return lambda: fk.guide(inputs, lowered.program, values, backend="triton", strategy=name)  # type: ignore[arg-type]
@@ -167,16 +171,23 @@ def compiled(formula: Formula, options: Mapping[str, Any] | None = None, **param
 
     Args:
         options: Inductor's.
+
+    Returns:
+        A contestant for predictions of one shape and dtype: it compiles once, whatever it is bound to.
     """
 
-    def bind(predictions: Predictions) -> Call:
+    @cache
+    def compiled_transcription() -> Callable[..., Tensor]:
         def transcription(**predictions: Tensor) -> Tensor:
             return formula(**predictions, **params)
 
         # Dynamo counts recompilations by code object and gives up after eight: each signature gets its own.
         code = transcription.__code__.replace(co_name=f"transcription_{next(_numbers)}")
         own = types.FunctionType(code, globals(), code.co_name, None, transcription.__closure__)
-        run = torch.compile(own, dynamic=False, fullgraph=True, options=dict(options) if options else None)
-        return lambda: run(**predictions)  # type: ignore[no-any-return]
+        return torch.compile(own, dynamic=False, fullgraph=True, options=dict(options) if options else None)
+
+    def bind(predictions: Predictions) -> Call:
+        run = compiled_transcription()
+        return lambda: run(**predictions)
 
     return bind

@@ -56,24 +56,26 @@ class HostTimer:
 class CudaTimer:
     """Time on the GPU between two events, as ``device``, and time until the call returns, as ``host``.
 
-    Before a call the L2 cache is overwritten, and the GPU is kept busy so that the launches are queued before it
-    comes to them: ``device`` holds no wait for the host.
+    Before a call the GPU is kept busy so that the launches are queued before it comes to them: ``device`` holds no
+    wait for the host.
 
     Args:
         device: index of the GPU; cuda: ``torch.cuda``, or what stands for it in a test.
+        cold: overwrite the L2 cache before each call.
     """
 
     BUSY_CYCLES = 1_000_000  # About half a millisecond, longer than any contestant takes to launch.
 
-    def __init__(self, device: int = 0, cuda: Any = torch.cuda, where: str = "cuda") -> None:
+    def __init__(self, device: int = 0, cuda: Any = torch.cuda, where: str = "cuda", *, cold: bool = True) -> None:
         self.cuda = cuda
-        cache = cuda.get_device_properties(device).L2_cache_size
-        self.flush = torch.empty(2 * cache, dtype=torch.int8, device=where)
+        cache = 2 * cuda.get_device_properties(device).L2_cache_size if cold else 0
+        self.flush = torch.empty(cache, dtype=torch.int8, device=where)
 
     def measure(self, call: Call) -> Reading:
         start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
         self.cuda._sleep(self.BUSY_CYCLES)
-        self.flush.zero_()
+        if self.flush.numel():
+            self.flush.zero_()
         start.record()
         began = time.perf_counter_ns()
         call()
@@ -93,12 +95,15 @@ class Summary:
 
     Attributes:
         ratio: median over the rounds of its time ÷ the reference's time in the same round.
+        ratio_p20, ratio_p80: percentiles of the same.
     """
 
     p20: float
     p50: float
     p80: float
     ratio: float
+    ratio_p20: float
+    ratio_p80: float
     rounds: int
 
 
@@ -117,9 +122,9 @@ def summarise(times: Mapping[str, Sequence[float]], reference: str) -> dict[str,
     base = np.asarray(times[reference])
     found = {}
     for name, samples in times.items():
-        p20, p50, p80 = np.percentile(samples, [20, 50, 80])
-        ratio = float(np.median(np.asarray(samples) / base))
-        found[name] = Summary(float(p20), float(p50), float(p80), ratio, len(samples))
+        p20, p50, p80 = map(float, np.percentile(samples, [20, 50, 80]))
+        low, ratio, high = map(float, np.percentile(np.asarray(samples) / base, [20, 50, 80]))
+        found[name] = Summary(p20, p50, p80, ratio, low, high, len(samples))
     return found
 
 
@@ -144,13 +149,21 @@ def check(result: Tensor, exact: Tensor, dtype: torch.dtype) -> float:
 
 
 def race(
-    calls: Mapping[str, Call], exact: Tensor, dtype: torch.dtype, timer: Timer, *, rounds: int, warmup: int = 3
+    calls: Mapping[str, Call],
+    exact: Tensor,
+    dtype: torch.dtype,
+    timer: Timer,
+    *,
+    rounds: int,
+    warmup: int = 3,
+    beside: Mapping[str, Call] | None = None,
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, float], dict[str, str]]:
     """Check the contestants, and time those whose result is right.
 
     Args:
         exact: what all should compute, in float64.
         rounds: rounds in which each runs once; warmup: rounds before them that are not counted.
+        beside: what computes something else, timed in the same rounds and not checked.
 
     Returns:
         ``(times, errors, refused)``: by metric and contestant the time in each round; by contestant the error in
@@ -163,7 +176,8 @@ def race(
             errors[name] = check(call(), exact, dtype)
         except Exception as error:  # Whatever goes wrong in a peer is its result, not the end of the run.
             refused[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return take_turns({name: calls[name] for name in errors}, timer, rounds=rounds, warmup=warmup), errors, refused
+    racing = {name: calls[name] for name in errors}
+    return take_turns({**racing, **(beside or {})}, timer, rounds=rounds, warmup=warmup), errors, refused
 
 
 def take_turns(

@@ -1,29 +1,31 @@
-"""Results as rows, JSON, Markdown and a table."""
+"""Results as rows, JSON, CSV, Markdown and a table."""
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
+import io
 import json
-import os
 import platform
 import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
+from fastcfg.files import write_atomically
+
 from .cases import REFERENCE, Case
+from .counting import Work
 from .race import Summary
+from .rows import Row, Target, target
 
-__all__ = ["Environment", "Report", "Row", "Target", "write_atomically"]
+__all__ = ["Environment", "Report"]
 
-PRIMARY = ("time", "device")
-"""Metrics that targets are about."""
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class Environment:
                 continue
         hardware = torch.cuda.get_device_name() if device == "cuda" else _processor()
         return Environment(device, hardware, torch.get_num_threads(), _commit(), versions)
+
+    @property
+    def label(self) -> str:
+        """The hardware and, on a CPU, the threads."""
+        plural = "s" * (self.threads != 1)
+        return f"{self.hardware}, {self.threads} thread{plural}" if self.device == "cpu" else self.hardware
 
     @property
     def name(self) -> str:
@@ -79,57 +87,54 @@ def _commit() -> str:
         return "unknown"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One contestant in one case; times in milliseconds.
-
-    Attributes:
-        ratio: its time ÷ fastcfg's, the median over rounds: above 1 fastcfg is faster.
-        error: root mean square error against float64, in roundings of the dtype.
-    """
-
-    rule: str
-    provider: str
-    metric: str
-    shape: tuple[int, ...]
-    dtype: str
-    p20: float
-    p50: float
-    p80: float
-    ratio: float
-    rounds: int
-    error: float
-
-
-@dataclass(frozen=True)
-class Target:
-    """A promise about one ratio, and what became of it."""
-
-    what: str
-    shape: tuple[int, ...]
-    dtype: str
-    least: float
-    ratio: float
-
-    @property
-    def met(self) -> bool:
-        return self.ratio >= self.least
-
-
 @dataclass
 class Report:
-    """All rows of a run, and who was left out of which case and why."""
+    """All rows of a run, and who was left out of which case and why.
+
+    Attributes:
+        cache: ``hot`` or ``cold``: whether a call finds its predictions in the last-level cache, where they fit.
+    """
 
     environment: Environment
     rows: list[Row] = field(default_factory=list)
     left_out: list[tuple[str, str, str]] = field(default_factory=list)
+    cache: str = "hot"
 
-    def add(self, case: Case, metric: str, summaries: Mapping[str, Summary], errors: Mapping[str, float]) -> None:
-        """Rows of a race."""
+    @property
+    def name(self) -> str:
+        """The stem of its files."""
+        return self.environment.name + "-cold" * (self.cache == "cold")
+
+    def add(
+        self,
+        case: Case,
+        metric: str,
+        summaries: Mapping[str, Summary],
+        errors: Mapping[str, float],
+        works: Mapping[str, Work] | None = None,
+        copy: float | None = None,
+    ) -> None:
+        """Rows of a race.
+
+        Args:
+            works: what a call of each does; copy: milliseconds of a copy of ``case.least`` bytes.
+        """
         for name, summary in summaries.items():
-            self.rows.append(
-                Row(case.contest.name, name, metric, case.shape, case.dtype_name, error=errors[name], **asdict(summary))
+            work = (works or {}).get(name)
+            row = Row(
+                case.contest.name,
+                name,
+                metric,
+                case.shape,
+                case.dtype_name,
+                error=errors[name],
+                launches=work and work.launches,
+                moved=work and work.moved,
+                least=case.least,
+                copy=copy,
+                **asdict(summary),
             )
+            self.rows.append(row)
 
     def pairs(self) -> Iterator[tuple[Row, Row]]:
         """Each row of another contestant with fastcfg's of the same case."""
@@ -140,56 +145,69 @@ class Report:
 
     def targets(self) -> list[Target]:
         """What fastcfg promises, for the cases that were run."""
-        found = []
-        for _, row in self.pairs():
-            if row.metric in PRIMARY:
-                promise = _promise(row, self.environment.device)
-                if promise is not None:
-                    found.append(Target(promise[0], row.shape, row.dtype, promise[1], row.ratio))
-        return found
+        found = (target(row, self.environment.device) for _, row in self.pairs())
+        return [t for t in found if t is not None]
+
+    def _records(self) -> list[dict[str, Any]]:
+        """Rows, each with all that identifies it."""
+        where = {**asdict(self.environment), "cache": self.cache}
+        return [{**row.to_dict(), **where} for row in self.rows]
 
     def to_json(self) -> str:
-        """A JSON object, one row a line; each row carries all that identifies it."""
-        where = asdict(self.environment)
-        rows = [json.dumps({**asdict(row), **where}, ensure_ascii=False) for row in self.rows]
+        """A JSON object, one row a line."""
+        rows = [json.dumps(record, ensure_ascii=False) for record in self._records()]
         left_out = [{"case": case, "provider": who, "reason": why} for case, who, why in self.left_out]
-        head = {"schema": 1, "unit": "ms", "environment": where, "left_out": left_out}
+        head = {
+            "schema": SCHEMA,
+            "unit": "ms",
+            "cache": self.cache,
+            "environment": asdict(self.environment),
+            "left_out": left_out,
+        }
         return (
             json.dumps(head, indent=1, ensure_ascii=False)[:-2] + ',\n "rows": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
         )
 
+    def to_csv(self) -> str:
+        """A line a row under a line of names; versions are columns of their own."""
+        records = [
+            {**record, "shape": "x".join(map(str, record["shape"])), **record.pop("versions")}
+            for record in self._records()
+        ]
+        text = io.StringIO()
+        if records:
+            writer = csv.DictWriter(text, records[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(records)
+        return text.getvalue()
+
     def _lines(self) -> Iterator[tuple[str, ...]]:
-        for own, peer in self.pairs():
-            yield (
-                own.rule,
-                "×".join(map(str, own.shape)),
-                own.dtype,
-                own.metric,
-                _ms(own.p50),
-                peer.provider,
-                _ms(peer.p50),
-                f"{peer.ratio:.2f}",
-                f"{own.error:.2f} / {peer.error:.2f}",
-            )
+        return (_line(own, peer) for own, peer in self.pairs())
 
     def to_markdown(self) -> str:
-        """Environment, targets, and every pair; no row is dropped for its result."""
+        """Environment, targets, where a peer is faster, and every pair; no row is dropped for its result."""
         env = self.environment
         versions = ", ".join(f"{name} {version}" for name, version in env.versions.items())
-        threads = f", {env.threads} thread{'s' * (env.threads != 1)}" if env.device == "cpu" else ""
         parts = [
-            f"# Guidance on {env.hardware} ({env.device}{threads})",
+            f"# Guidance on {env.label} ({env.device}, {self.cache} cache)",
             f"Commit {env.commit}; {versions}.",
             "Contestants take turns in one process; milliseconds are medians, and a ratio is the median over rounds of "
-            "the peer's time ÷ fastcfg's: above 1 fastcfg is faster. Errors are root mean squares against float64 in "
-            "roundings of the dtype, fastcfg / peer.",
+            "the peer's time ÷ fastcfg's: above 1 fastcfg is faster. Of each pair, fastcfg / peer: the kernels of a "
+            "call; the megabytes that these read and write, from memory or a cache; what they move in a second as a "
+            "share of what a plain copy as large as the case moves in the same rounds; and the root mean square error "
+            "against float64 in roundings of the dtype.",
+            "A hot call finds what it reads in the cache, where it fits there; a cold one reads copies that have left "
+            "it.",
         ]
         if targets := self.targets():
             rows = [
-                (t.what, "×".join(map(str, t.shape)), t.dtype, f"≥ {t.least:.2f}", f"{t.ratio:.2f}", _yes(t.met))
+                (t.what, t.row.size, t.row.dtype, f"≥ {t.least:.2f}", f"{t.row.ratio:.2f}", _yes(t.met))
                 for t in targets
             ]
             parts += ["## Targets", _table(("target", "shape", "dtype", "ratio asked", "ratio", "met"), rows)]
+        lost = sorted((pair for pair in self.pairs() if pair[1].ratio < 1), key=lambda pair: pair[1].ratio)
+        parts += ["## Where fastcfg is slower"]
+        parts += [_table(HEADER, (_line(*pair) for pair in lost)) if lost else "Nowhere, of these cases."]
         parts += ["## All", _table(HEADER, self._lines())]
         if self.left_out:
             parts += ["## Left out", _table(("case", "contestant", "why"), self.left_out)]
@@ -197,47 +215,46 @@ class Report:
 
     def table(self) -> Table:
         """The same for a terminal."""
-        table = Table(*HEADER, title=f"{self.environment.hardware}, {self.environment.threads} threads")
-        for line in self._lines():
-            table.add_row(*line, style=None if float(line[7]) >= 1 else "yellow")
+        table = Table(*HEADER, title=f"{self.environment.label}, {self.cache} cache")
+        for own, peer in self.pairs():
+            table.add_row(*_line(own, peer), style=None if peer.ratio >= 1 else "yellow")
         return table
 
     def write(self, folder: Path) -> list[Path]:
-        """JSON and Markdown into a folder, each of them whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        stem = folder / self.environment.name
+        """JSON, CSV and Markdown into a folder, each of them whole or not at all."""
         written = []
-        for suffix, text in ((".json", self.to_json()), (".md", self.to_markdown())):
-            written.append(stem.with_name(stem.name + suffix))
+        for suffix, text in ((".json", self.to_json()), (".csv", self.to_csv()), (".md", self.to_markdown())):
+            written.append(folder / (self.name + suffix))
             write_atomically(written[-1], text)
         return written
 
 
-VIDEO = (1, 16, 21, 60, 104)
-AT_VIDEO = {
-    ("CFG + rescale 0.7", "fp32"): 6.0,
-    ("CFG + rescale 0.7", "bf16"): 15.0,
-    ("CFG-Zero*", "fp32"): 3.0,
-    ("APG", "fp32"): 18.0,
-    ("TCFG", "fp32"): 40.0,
-}
-"""How many times faster than diffusers' guider on a CPU, for Wan 480p."""
+HEADER = (
+    "rule", "shape", "dtype", "metric", "fastcfg ms", "peer", "peer ms", "peer ÷ fastcfg",
+    "kernels", "MB", "% of copy", "error",
+)  # fmt: skip
 
 
-def _promise(row: Row, device: str) -> tuple[str, float] | None:
-    """What is promised about a peer's row, and the least ratio that keeps it."""
-    if row.provider == "torch.lerp" and prod(row.shape) >= 2**18:
-        return "CFG within 1.2× of torch.lerp", 1 / 1.2
-    if not row.provider.startswith("diffusers"):
-        return None
-    if device == "cpu" and row.shape == VIDEO and (least := AT_VIDEO.get((row.rule, row.dtype))) is not None:
-        return f"{row.rule} at least {least:g}× faster than the guider", least
-    if row.rule == "CFG + rescale 0.7" and row.shape == (1, 16, 128, 128):
-        return f"{row.rule} at least 5× faster than the guider", 5.0
-    return f"{row.rule} not slower than the guider", 1.0
+def _line(own: Row, peer: Row) -> tuple[str, ...]:
+    """A pair under :data:`HEADER`."""
 
+    def both(value: Callable[[Row], float | None], form: str, scale: float = 1) -> str:
+        return " / ".join("–" if (v := value(row)) is None else format(v * scale, form) for row in (own, peer))
 
-HEADER = ("rule", "shape", "dtype", "metric", "fastcfg ms", "peer", "peer ms", "peer ÷ fastcfg", "error")
+    return (
+        own.rule,
+        own.size,
+        own.dtype,
+        own.metric,
+        _ms(own.p50),
+        peer.provider,
+        _ms(peer.p50),
+        f"{peer.ratio:.2f}",
+        both(lambda row: row.launches, "d"),
+        both(lambda row: row.moved, ".3g", 1e-6),
+        both(lambda row: row.share, ".0f", 100),
+        both(lambda row: row.error, ".2f"),
+    )
 
 
 def _ms(value: float) -> str:
@@ -251,16 +268,3 @@ def _yes(value: bool) -> str:
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file beside its place and then rename it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

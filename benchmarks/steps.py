@@ -15,16 +15,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcfg import CFG, Rule, State, guide_step
 from fastcfg.samplers import from_scheduler
 
 from . import peers
 from .cases import DTYPES, REFERENCE, SHAPES
+from .counting import Counted, count
 from .race import CudaTimer, HostTimer, Timer, race, summarise
 
-__all__ = ["RULES", "SCHEDULERS", "Counted", "StepCase", "contestants", "count", "step_cases"]
+__all__ = ["RULES", "SCHEDULERS", "StepCase", "contestants", "step_cases"]
 
 _SCALE, _PHI, _STEPS, _INDEX = 7.5, 0.7, 20, 9
 app = typer.Typer(add_completion=False)
@@ -119,51 +119,6 @@ def contestants(case: StepCase, device: str) -> tuple[dict[str, peers.Call], Ten
     tensors = [uncond, cond, x, x, batch] + [history, history] * step.keeps_x0  # x and what follows it; history too.
     needed = sum(t.numel() * t.element_size() for t in tensors)
     return {REFERENCE: fused, "diffusers": pipeline}, exact, needed
-
-
-@dataclass(frozen=True)
-class Counted:
-    """What a call asked of torch; the kernels that fastcfg launches itself are none of it.
-
-    Attributes:
-        operations: all that are dispatched but views and allocations; scalar arithmetic on tensors among them.
-        passes: those that read or write a tensor as large as the latent, a kernel launch each on a GPU.
-        traffic: bytes of such tensors that they read and write.
-    """
-
-    operations: int
-    passes: int
-    traffic: int
-
-
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what is dispatched."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.size, self.operations, self.passes, self.traffic = size, 0, 0, 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func.is_view or func._schema.name.split("::")[1].split(".")[0] in ("empty", "empty_like", "empty_strided"):
-            return result
-        flat = torch.utils._pytree.tree_leaves((args, kwargs, result))
-        large = [t for t in flat if isinstance(t, Tensor) and t.numel() >= self.size]
-        self.operations += 1
-        self.passes += bool(large)
-        self.traffic += sum(t.numel() * t.element_size() for t in large)
-        return result
-
-
-def count(call: peers.Call, size: int) -> Counted:
-    """Run a call once and count.
-
-    Args:
-        size: elements of the latent.
-    """
-    with _Counter(size) as counter:
-        call()
-    return Counted(counter.operations, counter.passes, counter.traffic)
 
 
 @app.command()

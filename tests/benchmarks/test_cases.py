@@ -112,8 +112,9 @@ def test_strategies_run_where_they_fit(name: str) -> None:
 
 def test_strategies_by_rule() -> None:
     plain, rescaled = (contestants(Case(c, SMALL, "fp32"), strategies=True) for c in RULES[:2])
-    assert {"fastcfg row", "fastcfg two_launch", "torch.compile cooperative"} <= set(rescaled)
-    assert "fastcfg row" not in plain and "fastcfg two_launch" in plain
+    assert {f"fastcfg {s}" for s in ("row", "cooperative", "two_launch")} <= set(rescaled)
+    assert "torch.compile cooperative" in rescaled
+    assert "fastcfg row" not in plain and "fastcfg cooperative" not in plain and "fastcfg two_launch" in plain
 
 
 def test_the_option_of_the_cooperative_baseline_exists() -> None:

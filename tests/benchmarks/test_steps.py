@@ -6,8 +6,9 @@ import diffusers
 import pytest
 import torch
 
+from benchmarks.counting import count
 from benchmarks.race import check
-from benchmarks.steps import RULES, SCHEDULERS, StepCase, contestants, count, step_cases
+from benchmarks.steps import RULES, SCHEDULERS, StepCase, contestants, step_cases
 
 SHAPE = (1, 4, 64, 64)
 PASSES = {  # (rule, dtype): guidance, scheduler.step, torch.cat, scale_model_input and the copy, by scheduler.
