@@ -132,7 +132,7 @@ def measure(
     rows = []
     for target in targets:
         for problem in problems:
-            if target == "cuda:90" or problem in PROBLEMS[:EVERYWHERE]:
+            if target == "cuda:90" or problem in (*PROBLEMS[:EVERYWHERE], *BRIEF):
                 name, dtype, sizes = problem
                 # Many small groups are what `row` is for.
                 strategies = ("row",) if sizes.groups > 1 else ("row", "cooperative", "two_launch")
