@@ -128,10 +128,10 @@ def to_text(found: Mapping[str, Findings], other: list[Gap], environment: Enviro
     alone = {name: findings for name, findings in found.items() if name != "perp-neg"}
     text = f"""# Guidance distillation on the demo's model
 
-`python -m benchmarks.distillation --steps {steps}`, {environment.hardware}, {environment.threads}
-threads, torch {environment.versions["torch"]}. Every student
-is trained for {steps} steps of {BASE.batch} examples on scales 1 to 10. `distillation.png` and
-`distillation-perp-neg.png` have the pictures.
+`python -m benchmarks.distillation --steps {steps}` on {environment.hardware}, threads: {environment.threads},
+torch {environment.versions["torch"]}. Every student is trained for {steps} steps of {BASE.batch} examples on scales
+1 to 10. Pictures: `distillation.png`, `distillation-perp-neg.png`. Times of teacher and student are taken in turns; an
+adapter costs its own products until it is merged.
 
 ## With the same number of steps
 
