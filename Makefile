@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo test bench check docs clean
+.PHONY: help demo test bench bench-compare check docs clean
 
 help:
 	@echo "make demo   guide a real diffusion model; pictures and tables in outputs/demo"
 	@echo "make test   the test suite"
-	@echo "make bench  measure this machine against the peers"
+	@echo "make bench  measure this machine against the peers; results in benchmarks/results"
+	@echo "make bench-compare  measure again, in outputs/bench, and fail if a ratio fell below the recorded one's noise"
 	@echo "make check  ruff and mypy"
 	@echo "make docs   the documentation, in outputs/site; a warning is an error"
 	@echo "make clean  remove the environment and outputs"
@@ -31,7 +32,11 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 bench: $(VENV)/.ready
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/fastcfg bench
+
+bench-compare: $(VENV)/.ready
+	$(BIN)/fastcfg bench --output outputs/bench
+	$(BIN)/fastcfg bench --compare benchmarks/results outputs/bench
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from typing import Annotated
 try:
     import typer
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 except ImportError as error:  # The library itself needs neither.
     raise SystemExit(f"fastcfg: the command line needs typer and rich ({error}); pip install 'fastcfg[cli]'") from None
@@ -18,7 +19,7 @@ console = Console()
 
 
 def _fail(error: Exception) -> typer.Exit:
-    Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False)
+    Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     return typer.Exit(1)
 
 
@@ -99,6 +100,20 @@ def demo(
 
         run.command(output, train=train, resume=resume, train_steps=train_steps, steps=steps, seed=seed, device=device)
     except (ImportError, ValueError, OSError, RuntimeError) as error:
+        raise _fail(error) from None
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> None:
+    """Measure this machine against the peers installed beside it, or compare two results; --help lists the options."""
+    from .benchmarks import command
+
+    try:
+        raise typer.Exit(command(context.args))
+    except OSError as error:
         raise _fail(error) from None
 
 
