@@ -133,7 +133,9 @@ torch {environment.versions["torch"]}. Every student is trained for {steps} step
 1 to 10. Pictures: `distillation.png`, `distillation-perp-neg.png`. Times of teacher and student are taken in turns; an
 adapter costs its own products until it is merged.
 
-## With the same number of steps
+"""
+    if alone:
+        text += f"""## With the same number of steps
 
 Relative error of the guided prediction along the teacher's trajectories of 20 DDIM steps, in percent:
 
