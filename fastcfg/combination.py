@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 
 import fastcfg_kernels as fk
 import torch
-from fastcfg_kernels.guide import check_param
+from fastcfg_kernels import check_param
 from fastcfg_kernels.tiles import accumulator
 from torch import Tensor
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from fastcfg_kernels.guide import check_param
+from fastcfg_kernels import check_param
 from fastcfg_kernels.tiles import accumulator
 from torch import Tensor
 

@@ -4,8 +4,10 @@ Nothing here knows about diffusion; :mod:`fastcfg` holds the rules.
 """
 
 from . import math
+from .backends import Backend, choose_backend
+from .checks import check_param
 from .generated import function_from_source
-from .guide import Backend, Target, check_param, choose_backend, guide, guide_checked, guide_outputs
+from .guide import Target, guide, guide_checked, guide_outputs
 from .host import lerp_weight
 from .launch_plan import LaunchPlan, plan_launch
 from .program import Program, Stage, compile_program

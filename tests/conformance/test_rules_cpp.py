@@ -8,7 +8,7 @@ import importlib
 
 import pytest
 import torch
-from fastcfg_kernels import cpp_build
+from fastcfg_kernels import backends, cpp_build
 from fastcfg_kernels.notices import warn_once
 
 import fastcfg
@@ -112,9 +112,10 @@ def test_what_cannot_be_built_takes_the_torch_path_with_a_warning(monkeypatch: p
     def fail(*args: object) -> None:
         raise RuntimeError("a header is missing")
 
-    module = importlib.import_module("fastcfg_kernels.guide")  # The package has a function of that name.
-    monkeypatch.setattr(module, "guide_cpp", fail)
-    monkeypatch.setattr(module, "_BROKEN", set())
+    # The package has a function that is called guide.
+    for name in ("guide", "paths"):
+        monkeypatch.setattr(importlib.import_module(f"fastcfg_kernels.{name}"), "guide_cpp", fail)
+    monkeypatch.setattr(backends, "_BROKEN", set())
     case = BY_NAME["CFG+rescale_l2"]
     predictions = draw(case, (2, 5000), torch.float32)
     with pytest.raises(RuntimeError, match="a header is missing"):

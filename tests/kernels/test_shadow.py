@@ -8,7 +8,7 @@ from pathlib import Path
 import fastcfg_kernels as fk
 import pytest
 import torch
-from fastcfg_kernels import triton_formula
+from fastcfg_kernels import triton_backend, triton_formula
 from fastcfg_kernels.gates import PARAMS, programs
 
 import fastcfg
@@ -44,13 +44,13 @@ def test_right_results_pass(backend: str, dtype: torch.dtype, dims: tuple[int, .
 
 
 def test_a_wrong_result_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = module.triton_backend.guide_triton
+    plain = triton_backend.guide_triton
 
     def wrong(program: object, inputs: object, params: object, outs: list, *rest: object, **o: object) -> None:
         plain(program, inputs, params, outs, *rest, **o)
         outs[0][1].mul_(1 + 2**-10)
 
-    monkeypatch.setattr(module.triton_backend, "guide_triton", wrong)
+    monkeypatch.setattr(triton_backend, "guide_triton", wrong)
     guided("triton", draw())
     fk.shadow("raise")
     with pytest.raises(ArithmeticError, match=r"result 0 differs from the torch path by .* in sample 1"):
@@ -93,13 +93,13 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_warmup_guides_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    plain = module._run
+    plain = module.run
 
     def run(path: str, program: object, inputs: list[torch.Tensor], *rest: object, **options: object) -> None:
         seen.append((path, tuple(inputs[0].shape), inputs[0].dtype))
         plain(path, program, inputs, *rest, **options)
 
-    monkeypatch.setattr(module, "_run", run)
+    monkeypatch.setattr(module, "run", run)
     monkeypatch.setenv("FASTCFG_BACKEND", "triton")
     shapes = [(1, 4, 8, 8), (2, 30)]
     fastcfg.warmup(fastcfg.APG(momentum=-0.5), shapes, torch.bfloat16, "cpu")

@@ -1,0 +1,74 @@
+"""Which path a call takes."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, get_args
+
+import torch
+
+from . import triton_backend
+from .cpp_build import compiler
+from .inductor import can_compile
+from .notices import warn_once
+from .program import Program
+
+__all__ = ["Backend", "choose_backend", "default_backend", "leave", "requested_backend"]
+
+Backend = Literal["auto", "triton", "cpp", "inductor", "torch"]
+_BACKENDS = get_args(Backend)
+_BROKEN: set[Program] = set()
+
+
+def requested_backend(backend: str | None) -> str:
+    """The backend that the argument asks for, or else the environment."""
+    chosen = backend or os.environ.get("FASTCFG_BACKEND") or "auto"
+    if chosen not in _BACKENDS:
+        source = "backend" if backend else "environment variable FASTCFG_BACKEND"
+        raise ValueError(f"{source}: expected one of {', '.join(_BACKENDS)}, got {chosen!r}")
+    return chosen
+
+
+def choose_backend(program: Program, device: torch.device, requested: str | None = None) -> str:
+    """The path that a call takes: ``lerp``, ``cpp``, ``inductor``, ``triton`` or ``torch``.
+
+    Neither the batch nor the size of a sample plays a part.
+
+    Args:
+        requested: ``"auto"`` (default), ``"triton"``, ``"cpp"``, ``"inductor"`` or ``"torch"``; the environment
+            variable ``FASTCFG_BACKEND`` gives it where the argument doesn't.
+
+    Raises:
+        ValueError: for a name that is not a backend.
+        RuntimeError: if a backend is asked for that can't run there.
+    """
+    chosen = requested_backend(requested)
+    if chosen == "triton":
+        if reason := triton_backend.unavailable(device):
+            raise RuntimeError(f"backend: 'triton' is not available: {reason}")
+        return "triton"
+    if chosen == "cpp" and (device.type != "cpu" or compiler() is None):
+        raise RuntimeError("backend: 'cpp' is native code for CPU tensors; it needs them and a C++ compiler")
+    if chosen == "inductor" and (device.type != "cpu" or not can_compile()):
+        raise RuntimeError("backend: 'inductor' is for CPU tensors; it needs them and a C++ compiler")
+    if chosen in ("cpp", "inductor"):
+        return chosen
+    if program.is_lerp:
+        return "lerp"
+    return default_backend(program, device) if chosen == "auto" else "torch"
+
+
+def default_backend(program: Program, device: torch.device) -> str:
+    """The default path of what is no ``torch.lerp``."""
+    if program in _BROKEN:
+        return "torch"
+    if device.type == "cpu":
+        return "torch" if compiler() is None else "cpp"
+    return "triton" if triton_backend.unavailable(device) is None else "torch"
+
+
+def leave(program: Program, path: str, error: Exception) -> None:
+    """Leave a path for good, and say so once."""
+    _BROKEN.add(program)
+    reason = f"{type(error).__name__}: {error}"
+    warn_once(f"fastcfg: a guidance could not be built or run by {path}, the torch path is used ({reason})")

@@ -1,0 +1,110 @@
+"""What the fused op takes, and errors that name what it does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .program import Program
+from .tiles import accumulator
+
+__all__ = ["check_elementwise", "check_extras", "check_param", "check_tensors", "elementwise_inputs", "requires_grad"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_tensors(names: Sequence[str], predictions: Sequence[Tensor]) -> None:
+    """Raise unless tensors have the first one's shape, dtype and device, and these are what the op takes."""
+    first = predictions[0]
+    if first.dtype not in _DTYPES:
+        raise TypeError(f"{names[0]}: expected a float32, bfloat16, float16 or float64 tensor, got {first.dtype}")
+    if first.dim() < 2:
+        raise ValueError(f"{names[0]}: expected [B, ...] with at least two dimensions, got {list(first.shape)}")
+    for name, tensor in zip(names[1:], predictions[1:], strict=True):
+        if tensor.shape != first.shape:
+            raise ValueError(f"{name}: expected the shape of {names[0]}, {list(first.shape)}, got {list(tensor.shape)}")
+        if tensor.dtype != first.dtype:
+            raise TypeError(f"{name}: expected the dtype of {names[0]}, {first.dtype}, got {tensor.dtype}")
+        if tensor.device != first.device:
+            raise ValueError(f"{name}: expected the device of {names[0]}, {first.device}, got {tensor.device}")
+
+
+def check_param(name: str, value: Any, batch: int, device: torch.device, check: bool = False) -> Any:
+    """A parameter as a float, or as a 0-dim or ``[B]`` floating tensor on ``device``.
+
+    Raises:
+        TypeError: if it is neither a number nor a floating tensor.
+        ValueError: if a number is not finite, or a tensor has another shape or device (or, with ``check=True``,
+            is not finite; that reads device memory).
+    """
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise TypeError(f"{name}: expected a floating tensor, got {value.dtype}")
+        if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, batch)):
+            raise ValueError(f"{name}: expected a tensor of shape [] or [{batch}], got {list(value.shape)}")
+        if value.device != device:
+            if value.dim() or value.device.type != "cpu":
+                raise ValueError(f"{name}: expected a tensor on {device}, got one on {value.device}")
+            return check_param(name, value.item(), batch, device)
+        if check and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{name}: expected finite values, got {value.tolist()}")
+        return value[0] if value.dim() == 1 and batch != 1 and value.shape[0] == 1 else value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number or a floating tensor, got {type(value).__name__}")
+    number = float(value)
+    if not abs(number) < math.inf:  # NaN too; unlike math.isfinite it can be traced.
+        raise ValueError(f"{name}: expected a finite number, got {number}")
+    return number
+
+
+def elementwise_inputs(program: Program) -> tuple[tuple[str, bool], tuple[str, bool]]:
+    """Names of the elementwise inputs, in their order, and which of them the program has."""
+    return ("scale_map", program.scaled), ("mask", program.masked)
+
+
+def check_elementwise(program: Program, first: Tensor, scale_map: Tensor | None, mask: Tensor | None) -> list[Tensor]:
+    """The program's elementwise inputs as views of the predictions' shape."""
+    views = []
+    for (name, wanted), given in zip(elementwise_inputs(program), (scale_map, mask), strict=True):
+        if (given is not None) != wanted:
+            raise ValueError(f"{name}: the program takes {'one' if wanted else 'none'}")
+        if given is None:
+            continue
+        if name == "scale_map" and not given.is_floating_point():
+            raise TypeError(f"{name}: expected a floating tensor, got {given.dtype}")
+        if given.device != first.device:
+            raise ValueError(f"{name}: expected a tensor on {first.device}, got one on {given.device}")
+        try:
+            wide = given.to(accumulator(first.dtype)) if name == "scale_map" else given
+            views.append(wide.expand(first.shape))
+        except RuntimeError:
+            raise ValueError(
+                f"{name}: expected a shape that broadcasts to {list(first.shape)}, got {list(given.shape)}"
+            ) from None
+    return views
+
+
+def check_extras(program: Program, first: Tensor, extras: Sequence[Tensor]) -> None:
+    """Raise unless the program's further inputs are there and fit the first prediction."""
+    if len(extras) != len(program.extras):
+        raise ValueError(f"extras: expected {len(program.extras)} {list(program.extras)}, got {len(extras)}")
+    acc = accumulator(first.dtype)
+    for name, extra in zip(program.extras, extras, strict=True):
+        if extra.shape != first.shape or extra.dtype not in (acc, first.dtype) or extra.device != first.device:
+            raise ValueError(
+                f"{name}: expected {list(first.shape)} in {acc} or {first.dtype} on {first.device}, "
+                f"got {list(extra.shape)} in {extra.dtype} on {extra.device}"
+            )
+
+
+def requires_grad(inputs: Sequence[Tensor], values: Sequence[Any]) -> bool:
+    """Whether a gradient is asked for."""
+    for tensor in inputs:
+        if tensor.requires_grad:
+            return True
+    return any(isinstance(v, Tensor) and v.requires_grad for v in values)
