@@ -56,12 +56,15 @@ class Contest:
     Attributes:
         formula: the transcription, of named predictions.
         peers: further contestants by name.
+        allowed: relative error of all of them that is no fault, for a formula whose torch operations lose digits with
+            the size of a sample. They are timed and their error stands in the table; fastcfg is held to the limits.
     """
 
     name: str
     rule: Rule
     formula: Callable[..., Tensor]
     peers: Mapping[str, Contestant] = field(default_factory=dict, hash=False)
+    allowed: float = 0.0
 
 
 _PAIR = {"pred_cond": "cond", "pred_uncond": "uncond"}
@@ -118,6 +121,8 @@ RULES: tuple[Contest, ...] = (
                 "TangentialClassifierFreeGuidance", _PAIR, guidance_scale=_SCALE
             )
         },
+        # LAPACK's singular vectors of long rows: of a video's first element the error is twice the root mean square.
+        allowed=0.2,
     ),
     Contest("PerpNeg", PerpNeg(_SCALE, (1.5,)), partial(peers.perp_neg, scale=_SCALE, negative_scale=1.5)),
     Contest("DualCFG", DualCFG(_SCALE, 2.0), partial(peers.dual, scale=_SCALE, negative_scale=2.0)),

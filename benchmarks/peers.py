@@ -88,9 +88,8 @@ def apg(uncond: Tensor, cond: Tensor, *, scale: float, eta: float, norm_threshol
 
 def tcfg(uncond: Tensor, cond: Tensor, *, scale: float) -> Tensor:
     """``v + s (c - v)``, v being u's part along the first right singular vector of [c; u]; 2503.18137, alg. 1."""
-    rows = torch.stack([cond.flatten(1), uncond.flatten(1)], 1).float() if cond.dtype != torch.float64 else None
-    rows = torch.stack([cond.flatten(1), uncond.flatten(1)], 1) if rows is None else rows
-    axis = torch.linalg.svd(rows, full_matrices=False)[2][:, :1]
+    rows = torch.stack([cond.flatten(1), uncond.flatten(1)], 1).to(torch.promote_types(cond.dtype, torch.float32))
+    axis: Tensor = torch.linalg.svd(rows, full_matrices=False)[2][:, :1]
     along = (rows[:, 1:] @ axis.mT @ axis)[:, 0].view_as(uncond).to(uncond.dtype)
     return along + scale * (cond - along)
 
@@ -177,7 +176,7 @@ def compiled(formula: Formula, options: Mapping[str, Any] | None = None, **param
     """
 
     @cache
-    def compiled_transcription() -> Callable[..., Tensor]:
+    def compiled_transcription() -> Formula:
         def transcription(**predictions: Tensor) -> Tensor:
             return formula(**predictions, **params)
 
@@ -188,6 +187,6 @@ def compiled(formula: Formula, options: Mapping[str, Any] | None = None, **param
 
     def bind(predictions: Predictions) -> Call:
         run = compiled_transcription()
-        return lambda: run(**predictions)
+        return lambda: run(**predictions)  # type: ignore[no-any-return]
 
     return bind

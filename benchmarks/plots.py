@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,8 @@ def roofline(report: Report) -> Figure:
         colour, marker = FAMILIES[name]
         points = [(r.least / 1e6, r.p50) for r in rows if r.least and family(r.provider) == name]
         if points:
-            axes.scatter(
-                *zip(*points, strict=True), s=22, color=colour, marker=marker, alpha=0.8, linewidth=0, label=name
-            )
+            x, y = zip(*points, strict=True)
+            axes.scatter(x, y, s=22, color=colour, marker=marker, alpha=0.8, linewidth=0, label=name)
     axes.set(xscale="log", yscale="log", xlabel="MB that any kernel has to move", ylabel="ms (median)")
     axes.set_title(_title(report, "Time of a call, and of a copy"), fontsize=10, loc="left")
     axes.grid(True, color="#dddddd", linewidth=0.6)
@@ -139,9 +139,9 @@ def ratio_bars(report: Report, dtype: str) -> Figure:
 
 def _plots(report: Report) -> Iterator[tuple[str, Callable[[], Figure]]]:
     if _drawn(report):
-        yield "roofline", lambda: roofline(report)
+        yield "roofline", partial(roofline, report)
     for dtype in dict.fromkeys(row.dtype for row in _drawn(report) if row.provider != REFERENCE):
-        yield f"ratios-{dtype}", lambda dtype=dtype: ratio_bars(report, dtype)
+        yield f"ratios-{dtype}", partial(ratio_bars, report, dtype)
 
 
 def draw_plots(report: Report, folder: Path) -> list[Path]:

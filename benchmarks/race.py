@@ -128,21 +128,25 @@ def summarise(times: Mapping[str, Sequence[float]], reference: str) -> dict[str,
     return found
 
 
-def check(result: Tensor, exact: Tensor, dtype: torch.dtype) -> float:
+def check(result: Tensor, exact: Tensor, dtype: torch.dtype, allowed: float = 0.0) -> float:
     """The error of a result, root mean square, in roundings of ``dtype`` (uniform ones, ``eps * rms / sqrt(12)``).
 
+    Args:
+        allowed: error that is no fault, relative to the root mean square, where it is more than :data:`LIMITS`.
+
     Raises:
-        WrongResult: for another shape or dtype, a value that is not finite, or an error above :data:`LIMITS` (16
-            times as much for a single element, which may be several times the root mean square itself).
+        WrongResult: for another shape or dtype, a value that is not finite, or an error above :data:`LIMITS` and what
+            is allowed (16 times as much for a single element, which may be several times the root mean square itself).
     """
     if result.shape != exact.shape or result.dtype != dtype:
         raise WrongResult(f"expected {list(exact.shape)} of {dtype}, got {list(result.shape)} of {result.dtype}")
     error = result.double() - exact
-    rounding = torch.finfo(dtype).eps * float(exact.square().mean().sqrt()) / math.sqrt(12)
+    unit = torch.finfo(dtype).eps / math.sqrt(12)
+    rounding = unit * float(exact.square().mean().sqrt())
     units = float(error.square().mean().sqrt()) / rounding
     worst = float(error.abs().max()) / rounding
     # Written so that NaN fails.
-    limit = LIMITS[dtype]
+    limit = max(LIMITS[dtype], allowed / unit)
     if not (units <= limit and worst <= 16 * limit):
         raise WrongResult(f"error of {units:.3g} roundings, at worst {worst:.3g}; the limit is {limit:g}")
     return units
@@ -157,6 +161,7 @@ def race(
     rounds: int,
     warmup: int = 3,
     beside: Mapping[str, Call] | None = None,
+    allowed: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, float], dict[str, str]]:
     """Check the contestants, and time those whose result is right.
 
@@ -164,6 +169,7 @@ def race(
         exact: what all should compute, in float64.
         rounds: rounds in which each runs once; warmup: rounds before them that are not counted.
         beside: what computes something else, timed in the same rounds and not checked.
+        allowed: by contestant the relative error that is no fault; see :func:`check`.
 
     Returns:
         ``(times, errors, refused)``: by metric and contestant the time in each round; by contestant the error in
@@ -173,7 +179,7 @@ def race(
     refused: dict[str, str] = {}
     for name, call in calls.items():
         try:
-            errors[name] = check(call(), exact, dtype)
+            errors[name] = check(call(), exact, dtype, (allowed or {}).get(name, 0.0))
         except Exception as error:  # Whatever goes wrong in a peer is its result, not the end of the run.
             refused[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     racing = {name: calls[name] for name in errors}

@@ -79,8 +79,15 @@ def _race(
 ) -> dict[str, str]:
     """Race the contestants beside the copy and add the rows; who was refused and why."""
     racing = {name: call for name, call in calls.items() if name != COPY}
+    allowed = {name: case.contest.allowed for name in racing if not name.startswith(REFERENCE)}
     times, errors, refused = race(
-        racing, truth, case.dtype, timer, rounds=rounds or case.rounds, beside={COPY: calls[COPY]}
+        racing,
+        truth,
+        case.dtype,
+        timer,
+        rounds=rounds or case.rounds,
+        beside={COPY: calls[COPY]},
+        allowed=allowed,
     )
     report.left_out.extend((str(case), name, why) for name, why in refused.items())
     if REFERENCE not in refused:

@@ -42,6 +42,8 @@ def test_percentiles_and_ratio_by_round() -> None:
     found = summarise({"a": [1, 2, 3, 2, 10], "b": [2, 4, 6, 1, 2]}, "a")
     assert (found["a"].p20, found["a"].p50, found["a"].p80) == pytest.approx((1.8, 2, 4.4))
     assert found["b"].p50 == 2 and found["b"].ratio == 2 and found["a"].ratio == 1
+    # By round b ÷ a is 2, 2, 2, 0.5, 0.2: percentiles lie between the ordered ones.
+    assert (found["b"].ratio_p20, found["b"].ratio_p80) == pytest.approx((0.44, 2))
     assert found["b"].rounds == 5
 
 
@@ -72,6 +74,34 @@ def test_one_rounding_passes_the_check(dtype: torch.dtype) -> None:
 def test_wrong_results_fail_the_check(wrong: torch.Tensor) -> None:
     with pytest.raises(WrongResult):
         check(wrong, EXACT, torch.float32)
+
+
+def test_what_is_allowed_is_relative_and_by_contestant() -> None:
+    off = EXACT.float() * 1.01
+    units = check(off, EXACT, torch.float32, allowed=0.011)
+    assert units * torch.finfo(torch.float32).eps / 12**0.5 == pytest.approx(0.01, rel=1e-3)
+    with pytest.raises(WrongResult):
+        check(off, EXACT, torch.float32, allowed=0.009)
+    calls = {"good": contestant("good", EXACT.float()), "peer": contestant("peer", off)}
+    timer = CountingTimer(good=[1, 1], peer=[2, 2])
+    times, errors, refused = race(calls, EXACT, torch.float32, timer, rounds=2, warmup=0, allowed={"peer": 0.011})
+    assert not refused and set(times["time"]) == set(errors) == {"good", "peer"}
+    assert set(race(calls, EXACT, torch.float32, timer, rounds=0, warmup=0, allowed={"good": 1.0})[2]) == {"peer"}
+
+
+def test_what_runs_beside_is_timed_and_not_checked() -> None:
+    other = contestant("copy", torch.zeros(1))
+    timer = CountingTimer(good=[1, 2], copy=[3, 4])
+    times, errors, _ = race(
+        {"good": contestant("good", EXACT.float())},
+        EXACT,
+        torch.float32,
+        timer,
+        rounds=2,
+        warmup=0,
+        beside={"copy": other},
+    )
+    assert times["time"] == {"good": [1, 2], "copy": [3, 4]} and set(errors) == {"good"}
 
 
 def test_wrong_and_broken_contestants_are_refused_and_never_timed() -> None:
@@ -157,3 +187,8 @@ def test_cuda_timer_flushes_before_and_waits_after_the_round() -> None:
     assert cuda.log[2:] == ["busy", "event", "call", "event"] * 2 + ["wait"] * 2, "a wait between would be timed"
     assert seen[2:] == [0, 0], "the cache was not overwritten before the call"
     assert times["device"] == {"a": [1.0], "b": [1.0]} and set(times["host"]) == {"a", "b"}
+
+
+def test_a_hot_cuda_timer_leaves_the_cache_alone() -> None:
+    timer = CudaTimer(cuda=FakeCuda(), where="cpu", cold=False)
+    assert timer.flush.numel() == 0 and timer.measure(lambda: EXACT)()["device"] == 1.0
