@@ -67,8 +67,8 @@ class Work:
     """What one call does.
 
     Attributes:
-        launches: kernels: what the GPU was given; on a CPU operations of torch, kernels that Inductor made (library routines aside), or 1 for
-            fastcfg's native code.
+        launches: kernels: what the GPU was given; on a CPU operations of torch, kernels that Inductor made (the
+            libraries' that it calls aside), or 1 for fastcfg's native code.
         moved: bytes that they read and write, whether these come from memory or from a cache; None if not known.
     """
 
