@@ -66,8 +66,8 @@ def _free(x, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _unstack(x, ROWS: tl.constexpr, LEVELS: tl.constexpr):
-    """``[ROWS, 2**LEVELS]`` as so many ``[ROWS, 1]``."""
+def _unstack(x, ROWS: tl.constexpr, LEVELS: tl.constexpr, COUNT: tl.constexpr):
+    """The first ``COUNT`` columns of ``[ROWS, 2**LEVELS]`` as ``[ROWS, 1]`` each: what :func:`_stack` added is gone."""
     parts = (x,)
     for level in tl.static_range(LEVELS):
         even = ()
@@ -78,7 +78,7 @@ def _unstack(x, ROWS: tl.constexpr, LEVELS: tl.constexpr):
             odd = odd + (high,)
         parts = even + odd
     columns = ()
-    for i in tl.static_range(len(parts)):
+    for i in tl.static_range(COUNT):
         columns = columns + (_free(parts[i], ROWS),)
     return columns
 
@@ -98,7 +98,7 @@ def finish_sums(parts, ROWS: tl.constexpr, COLS: tl.constexpr):
     for level in tl.static_range(7):
         if 2 ** (level + 1) <= LEFT:
             x = _halve(x, ROWS, (128 if LEFT == 256 else LEFT) // 2 ** (level + 1), PARTS)
-    return _unstack(x, ROWS, LEVELS)
+    return _unstack(x, ROWS, LEVELS, len(parts))
 
 
 @triton.jit
@@ -110,7 +110,7 @@ def add_lanes(parts, LANES: tl.constexpr):
     for level in tl.static_range(12):
         if 2 ** (level + 1) <= LANES:
             x = _halve(x, 1, LANES // 2 ** (level + 1), PARTS)
-    return _unstack(x, 1, LEVELS)
+    return _unstack(x, 1, LEVELS, len(parts))
 
 
 @triton.jit
