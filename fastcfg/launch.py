@@ -52,7 +52,11 @@ def parameter_values(rule: Rule, params: Mapping[str, Any], first: Tensor, check
     for name, value in values.items():
         if isinstance(value, Schedule):
             raise ValueError(f"{name}: is a schedule; resolve it with rule.at(step, num_steps) before guiding")
-    if rule.numbers is None and not any(isinstance(value, Schedule) for value in rule.lowered.params.values()):
+    if (
+        rule.numbers is None
+        and rule.scheduled
+        and not any(isinstance(value, Schedule) for value in rule.lowered.params.values())
+    ):
         raise ValueError(f"rule: {type(rule).__name__} changes by step; resolve it with rule.at(step, num_steps)")
     batch = first.shape[0] if first.dim() else 0
     return [fk.check_param(name, values[name], batch, first.device, check) for name in rule.program.params]
