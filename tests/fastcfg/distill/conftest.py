@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, UNet2DConditionModel
 
 from fastcfg import CFG, GuidedDenoiser, Rule
@@ -22,12 +21,6 @@ def randomised(network: torch.nn.Module) -> torch.nn.Module:
             if not parameter.any():
                 parameter.normal_(std=0.05)
     return network.eval().requires_grad_(False)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> None:
-    """accelerate keeps one precision for a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")
