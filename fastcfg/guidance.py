@@ -122,6 +122,11 @@ def guide(
             and "FASTCFG_BACKEND" not in os.environ
         ):
             return torch.lerp(u, c, lerp.weight)
+    usual = params is None and backend is None and out is None and scale_map is None and mask is None and shards is None
+    if rule.plain and usual and numerics == "fp32" and len(predictions) == len(names := rule.lowered.predictions):
+        guided = fk.guide_at_once(rule.lowered.program, [predictions.get(n) for n in names], rule.numbers or ())
+        if guided is not None:
+            return guided
     if rule.prepares:
         if scale_map is not None or mask is not None or shards is not None:
             raise ValueError(

@@ -129,7 +129,7 @@ def _then_prepare(check: Callable[[Any], None]) -> Callable[[Any], None]:
     @wraps(check)
     def prepared(self: Rule) -> None:
         check(self)
-        _ = self.lerp, self.numbers, self.lowered.program, self.lowered._variants
+        _ = self.lerp, self.plain, self.numbers, self.lowered.program, self.lowered._variants
         if self.lowered.domain is not None:
             _ = self.lowered.affine_program
 
@@ -192,6 +192,14 @@ class Rule:
     def lowered(self) -> Lowered:
         """:meth:`lower`, kept."""
         return self.lower()
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether to guide is to run the program on the predictions and the rule's numbers, and nothing else."""
+        low = self.lowered
+        return self.numbers is not None and not (
+            self.prepares or low.dims or low.extras or low.updates or low.domain is not None
+        )
 
     @cached_property
     def lerp(self) -> Lerp | None:

@@ -7,7 +7,7 @@ from . import math
 from .backends import Backend, choose_backend
 from .checks import check_param
 from .generated import function_from_source
-from .guide import Target, guide, guide_checked, guide_outputs
+from .guide import Target, guide, guide_at_once, guide_checked, guide_outputs
 from .host import lerp_weight
 from .launch_plan import LaunchPlan, plan_launch
 from .program import Program, Stage, compile_program
@@ -24,6 +24,7 @@ __all__ = [
     "compile_program",
     "function_from_source",
     "guide",
+    "guide_at_once",
     "guide_checked",
     "guide_outputs",
     "lerp_weight",

@@ -13,7 +13,7 @@ from .inductor import can_compile
 from .notices import warn_once
 from .program import Program
 
-__all__ = ["Backend", "choose_backend", "default_backend", "leave", "requested_backend"]
+__all__ = ["Backend", "choose_backend", "default_backend", "leave", "native", "requested_backend"]
 
 Backend = Literal["auto", "triton", "cpp", "inductor", "torch"]
 _BACKENDS = get_args(Backend)
@@ -65,6 +65,11 @@ def default_backend(program: Program, device: torch.device) -> str:
     if device.type == "cpu":
         return "torch" if compiler() is None else "cpp"
     return "triton" if triton_backend.unavailable(device) is None else "torch"
+
+
+def native(program: Program) -> bool:
+    """Whether a program with nothing asked for runs as native code on a CPU."""
+    return program not in _BROKEN and "FASTCFG_BACKEND" not in os.environ and compiler() is not None
 
 
 def leave(program: Program, path: str, error: Exception) -> None:

@@ -13,15 +13,24 @@ from torch import Tensor
 from .program import Program
 from .tiles import accumulator
 
-__all__ = ["check_elementwise", "check_extras", "check_param", "check_tensors", "elementwise_inputs", "requires_grad"]
+__all__ = [
+    "FLOATS",
+    "check_elementwise",
+    "check_extras",
+    "check_param",
+    "check_tensors",
+    "elementwise_inputs",
+    "requires_grad",
+]
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+"""The dtypes of predictions."""
 
 
 def check_tensors(names: Sequence[str], predictions: Sequence[Tensor]) -> None:
     """Raise unless tensors have the first one's shape, dtype and device, and these are what the op takes."""
     first = predictions[0]
-    if first.dtype not in _DTYPES:
+    if first.dtype not in FLOATS:
         raise TypeError(f"{names[0]}: expected a float32, bfloat16, float16 or float64 tensor, got {first.dtype}")
     if first.dim() < 2:
         raise ValueError(f"{names[0]}: expected [B, ...] with at least two dimensions, got {list(first.shape)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from .host import host_params
 from .program import Program
 from .tiles import accumulator
 
-__all__ = ["guide_cpp"]
+__all__ = ["guide_contiguous", "guide_cpp"]
 
 ONE_THREAD = 400_000
 """Elements of a call below which waking other threads costs more than they save."""
@@ -65,3 +65,27 @@ def guide_cpp(
         values, step = array("d", params), 0
     threads = 1 if rows * count < ONE_THREAD else torch.get_num_threads()
     function(*arguments, values.buffer_info()[0], step, rows, count, threads)
+
+
+@lru_cache(maxsize=1024)
+def _numbers(values: tuple[float, ...]) -> array[float]:
+    return array("d", values)
+
+
+def guide_contiguous(program: Program, inputs: Sequence[Tensor], values: Sequence[float]) -> Tensor:
+    """:func:`guide_cpp` of contiguous ``[B, ...]`` predictions of a program with one result, as a new tensor.
+
+    Raises:
+        RuntimeError: if the native code can't be built.
+    """
+    first = inputs[0]
+    out = torch.empty_like(first)
+    rows, size = first.shape[0], first.numel()
+    function = _function(program, (first.dtype,) * len(inputs), ((0, first.dtype),))
+    count = size // rows
+    arguments: list[int] = []
+    for tensor in (*inputs, out):
+        arguments += (tensor.data_ptr(), count)
+    params = _numbers(tuple(values))
+    function(*arguments, params.buffer_info()[0], 0, rows, count, 1 if size < ONE_THREAD else torch.get_num_threads())
+    return out

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from . import functional, library, shadow
-from .backends import choose_backend, default_backend, requested_backend
-from .checks import check_elementwise, check_extras, check_param, check_tensors, elementwise_inputs, requires_grad
-from .cpp_backend import guide_cpp
+from .backends import choose_backend, default_backend, native, requested_backend
+from .checks import (
+    FLOATS,
+    check_elementwise,
+    check_extras,
+    check_param,
+    check_tensors,
+    elementwise_inputs,
+    requires_grad,
+)
+from .cpp_backend import guide_contiguous, guide_cpp
 from .groups import Groups
 from .host import lerp_weight
 from .launch_plan import Strategy
@@ -20,7 +28,7 @@ from .paths import run, run_triton
 from .program import Program
 from .tiles import accumulator
 
-__all__ = ["Target", "guide", "guide_checked", "guide_outputs"]
+__all__ = ["Target", "guide", "guide_at_once", "guide_checked", "guide_outputs"]
 
 Target = tuple[int, torch.dtype | Tensor]
 """A result of a program by number, and the tensor that it is written to or the dtype of a new one."""
@@ -92,6 +100,35 @@ def guide_outputs(
         raise ValueError(f"params: missing {missing}, unknown {extra}; the formula takes {list(program.params)}")
     values = [check_param(name, given[name], batch, first.device, check) for name in program.params]
     return guide_checked(predictions, program, values, extras=extras, out=out, backend=backend, strategy=strategy)
+
+
+def guide_at_once(program: Program, predictions: Sequence[Any], values: Sequence[float]) -> Tensor | None:
+    """The default path of the commonest call on a CPU, whose time is its own overhead; None where it is another call.
+
+    That is: contiguous tensors of one kind, numbers for all parameters, one result, no gradient and no trace.
+    """
+    if torch.compiler.is_compiling() or shadow.on() or program.is_lerp or not native(program):
+        return None
+    first = predictions[0]
+    if type(first) is not Tensor or not first.is_cpu or first.dtype not in FLOATS or first.dim() < 2:
+        return None
+    shape, dtype = first.shape, first.dtype
+    for tensor in predictions:
+        if (
+            type(tensor) is not Tensor
+            or tensor.shape != shape
+            or tensor.dtype is not dtype
+            or not tensor.is_contiguous()
+            or not tensor.is_cpu
+            or (tensor.requires_grad and torch.is_grad_enabled())
+        ):
+            return None
+    if not first.numel():
+        return None
+    try:
+        return guide_contiguous(program, predictions, values)
+    except RuntimeError:  # The long way meets it again, and tells.
+        return None
 
 
 def guide_checked(
