@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def test_not_a_result_file(text: str, tmp_path: Path) -> None:
     good, bad = results(tmp_path / "good.json", eager=2.0), tmp_path / "bad.json"
     bad.write_text(text)
     found = call(good, bad)
-    assert found.exit_code == 2 and "bad.json" in found.output
+    # The box around an error breaks a long path.
+    assert found.exit_code == 2 and "bad.json" in re.sub(r"[│\s]", "", found.output)
     assert call(good, tmp_path / "none.json").exit_code == 2
 
 
