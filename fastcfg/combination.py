@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 import fastcfg_kernels as fk
 import torch
 from fastcfg_kernels import check_param
+from fastcfg_kernels.checks import FLOATS
 from fastcfg_kernels.tiles import accumulator
 from torch import Tensor
 
@@ -16,8 +17,6 @@ __all__ = ["Weight", "check_choice", "check_tensor", "number", "per_sample", "up
 
 Weight = float | Tensor
 """A number, a 0-dim tensor, or one value a sample ``[B]``."""
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def _program(count: int) -> fk.Program:
@@ -38,7 +37,7 @@ def check_tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-    if value.dtype not in _FLOATS:
+    if value.dtype not in FLOATS:
         raise TypeError(f"{name}: expected a float32, bfloat16, float16 or float64 tensor, got {value.dtype}")
     if value.dim() < 2:
         raise ValueError(f"{name}: expected [B, ...] with at least two dimensions, got {list(value.shape)}")

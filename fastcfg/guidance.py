@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import fastcfg_kernels as fk
 import torch
+from fastcfg_kernels.checks import FLOATS
 from fastcfg_kernels.functional import Merge
 from torch import Tensor
 
@@ -17,8 +18,6 @@ from .rules import Rule
 from .state import State
 
 __all__ = ["guide", "split_batch"]
-
-_FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 
 
 def split_batch(rule: Rule, batch: Tensor, order: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -114,7 +113,7 @@ def guide(
             and isinstance(c, Tensor)
             and u.shape == c.shape
             and u.dtype is c.dtype
-            and u.dtype in _FLOATS
+            and u.dtype in FLOATS
             and u.device == c.device
             and u.dim() > 1
             and out is None
@@ -122,7 +121,8 @@ def guide(
             and "FASTCFG_BACKEND" not in os.environ
         ):
             return torch.lerp(u, c, lerp.weight)
-    usual = params is None and backend is None and out is None and scale_map is None and mask is None and shards is None
+    plain = scale_map is None and mask is None and shards is None
+    usual = plain and params is None and backend is None and out is None
     if rule.plain and usual and numerics == "fp32" and len(predictions) == len(names := rule.lowered.predictions):
         guided = fk.guide_at_once(rule.lowered.program, [predictions.get(n) for n in names], rule.numbers or ())
         if guided is not None:
@@ -142,7 +142,6 @@ def guide(
         raise ValueError(f"numerics: expected 'fp32' or 'eager', got {numerics!r}")
     lowered = rule.lowered
     levels = domain_levels(rule, prediction, x)
-    plain = scale_map is None and mask is None and shards is None
     if plain and not (levels or lowered.dims or lowered.extras or lowered.updates):
         return fk.guide_checked(tensors, lowered.program, values, out=out, backend=backend)[0]
     mask = mask if lowered.program.reduces else None
@@ -175,7 +174,7 @@ def _prepared(
     names = rule.conditions
     check_names(rule, names, predictions)
     for name, value in predictions.items():
-        if value.dtype not in _FLOATS:
+        if value.dtype not in FLOATS:
             raise TypeError(f"{name}: expected a float32, bfloat16, float16 or float64 tensor, got {value.dtype}")
     if numerics != "fp32":
         raise ValueError(f"numerics: {type(rule).__name__} has 'fp32' only, got {numerics!r}")
