@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fastcfg_kernels import cpp_build, inductor, triton_backend
-from fastcfg_kernels.verified import device_key, verified
+from fastcfg_kernels import inductor
+from fastcfg_kernels.cpp import build as cpp_build
+from fastcfg_kernels.gpu import backend as triton_backend
+from fastcfg_kernels.gpu.verified import device_key, verified
 
 from .version import __version__
 

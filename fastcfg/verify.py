@@ -17,8 +17,8 @@ def command(console: Console) -> None:
         RuntimeError: if there is no GPU, or a strategy did not pass.
         OSError: if the record can't be written.
     """
-    from fastcfg_kernels.verified import record_path
-    from fastcfg_kernels.verify import verify
+    from fastcfg_kernels.gpu.verified import record_path
+    from fastcfg_kernels.gpu.verify import verify
 
     with console.status("running every launch strategy against float64 (minutes at most)"):
         outcomes = verify()

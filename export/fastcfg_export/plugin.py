@@ -10,9 +10,9 @@ from typing import Any
 
 import fastcfg_kernels as fk
 import torch
-from fastcfg_kernels.aot import TARGETS
+from fastcfg_kernels.gpu.aot import TARGETS
+from fastcfg_kernels.gpu.formula import interpreting, kernel_constants
 from fastcfg_kernels.tiles import TILE
-from fastcfg_kernels.triton_formula import interpreting, kernel_constants
 
 from .custom_op import DOMAIN, op_name
 from .module import GuidedModule
@@ -75,7 +75,7 @@ def compile_plugin(module: GuidedModule, *, target: str = PTX_TARGET) -> PluginK
     """Compile the guidance of a module for the plugin; no GPU is needed.
 
     Args:
-        target: a CUDA key of :data:`fastcfg_kernels.aot.TARGETS`.
+        target: a CUDA key of :data:`fastcfg_kernels.gpu.aot.TARGETS`.
 
     Raises:
         RuntimeError: under Triton's interpreter.

@@ -7,9 +7,9 @@ from . import math
 from .backends import Backend, choose_backend
 from .checks import check_param
 from .generated import function_from_source
+from .gpu.launch_plan import LaunchPlan, plan_launch
 from .guide import Target, guide, guide_at_once, guide_checked, guide_outputs
 from .host import lerp_weight
-from .launch_plan import LaunchPlan, plan_launch
 from .program import Program, Stage, compile_program
 from .shadow import shadow
 

@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 import torch
 
-from . import triton_backend
-from .cpp_build import compiler
+from .cpp.build import compiler
+from .gpu import backend as triton_backend
 from .inductor import can_compile
 from .notices import warn_once
 from .program import Program

@@ -20,10 +20,10 @@ from .checks import (
     elementwise_inputs,
     requires_grad,
 )
-from .cpp_backend import guide_contiguous, guide_cpp
+from .cpp.backend import guide_contiguous, guide_cpp
+from .gpu.launch_plan import Strategy
 from .groups import Groups
 from .host import lerp_weight
-from .launch_plan import Strategy
 from .paths import run, run_triton
 from .program import Program
 from .tiles import accumulator

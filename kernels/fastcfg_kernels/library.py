@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import functional, triton_backend
+from . import functional
+from .gpu import backend as triton_backend
 from .program import Program
 from .tiles import accumulator
 from .tracing import constant_when_traced
@@ -55,7 +56,7 @@ def guide_in_graph(
     """Guide by the op; numbers become 0-dim tensors, whose values no graph depends on.
 
     Args:
-        inputs, params, results, dims, strategy: as :func:`~fastcfg_kernels.triton_backend.guide_triton` has them.
+        inputs, params, results, dims, strategy: as :func:`~fastcfg_kernels.gpu.backend.guide_triton` has them.
         dtypes: of each result.
     """
     acc = accumulator(inputs[0].dtype)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import functional, triton_backend
+from . import functional
 from .backends import leave
-from .cpp_backend import guide_cpp
+from .cpp.backend import guide_cpp
+from .gpu import backend as triton_backend
+from .gpu.launch_plan import Strategy
 from .inductor import guide_compiled
-from .launch_plan import Strategy
 from .program import Program
 from .tiles import accumulator
 

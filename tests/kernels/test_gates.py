@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from fastcfg_kernels import gates
-from fastcfg_kernels.aot import TARGETS, Compiled, Sizes, compile_ahead
-from fastcfg_kernels.triton_backend import interpreting
+from fastcfg_kernels.gpu import gates
+from fastcfg_kernels.gpu.aot import TARGETS, Compiled, Sizes, compile_ahead
+from fastcfg_kernels.gpu.backend import interpreting
 
 OLDEST = "3.6.0"
 KERNELS = {"row_kernel", "cooperative_kernel", "tile_kernel", "apply_kernel"}
@@ -25,7 +25,7 @@ def run_gates(cache: Path, *arguments: str, triton: Path | None = None) -> Rows:
     environment["TRITON_CACHE_DIR"] = str(cache)
     if triton is not None:
         environment["PYTHONPATH"] = str(triton)
-    command = [sys.executable, "-m", "fastcfg_kernels.gates", "--json", *arguments]
+    command = [sys.executable, "-m", "fastcfg_kernels.gpu.gates", "--json", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

@@ -5,10 +5,10 @@ from unittest import mock
 import pytest
 import torch
 from fastcfg_kernels import guide_checked
-from fastcfg_kernels.gates import PARAMS, programs
+from fastcfg_kernels.gpu.gates import PARAMS, programs
+from fastcfg_kernels.gpu.launch import Launch, prepare
+from fastcfg_kernels.gpu.layout import group_layout
 from fastcfg_kernels.groups import Groups
-from fastcfg_kernels.layout import group_layout
-from fastcfg_kernels.triton_launch import Launch, prepare
 
 DIMS = {
     "sample": None,

@@ -2,7 +2,7 @@
 
 import pytest
 from fastcfg_kernels import plan_launch
-from fastcfg_kernels.launch_plan import CHUNK_BYTES, MAX_TILES
+from fastcfg_kernels.gpu.launch_plan import CHUNK_BYTES, MAX_TILES
 from fastcfg_kernels.tiles import TILE
 from hypothesis import given
 from hypothesis import strategies as st

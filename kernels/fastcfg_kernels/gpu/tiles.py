@@ -8,7 +8,7 @@ a group is ``[GROUPS, 1]``.
 import triton
 import triton.language as tl
 
-from .triton_sums import finish_sums, partial_sum
+from .sums import finish_sums, partial_sum
 
 __all__ = [
     "affine_space",

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from .triton_tiles import fixed_vectors, load_tile, offset
+from .tiles import fixed_vectors, load_tile, offset
 
 __all__ = ["store_tile", "weigh"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .tiles import TILE
+from ..tiles import TILE
 
 __all__ = ["LaunchPlan", "Strategy", "plan_launch"]
 

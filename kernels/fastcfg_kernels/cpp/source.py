@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from .cpp_text import BFLOAT16, FLOAT16, HEAD, PARTS, SUMS
-from .program import Program
-from .terms import Term, Trace
+from ..program import Program
+from ..terms import Term, Trace
+from .text import BFLOAT16, FLOAT16, HEAD, PARTS, SUMS
 
 __all__ = ["cpp_source"]
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..program import Program
 from .arrivals import arrivals
+from .formula import interpreting, kernel_constants, unavailable
+from .launch import OPTIONS, Signature, alignments, prepare
 from .launch_plan import Strategy
-from .program import Program
-from .triton_formula import interpreting, kernel_constants, unavailable
-from .triton_launch import OPTIONS, Signature, alignments, prepare
 from .verified import device_key, verified
 
 __all__ = ["OPTIONS", "guide_triton", "interpreting", "kernel_constants", "unavailable"]
@@ -41,7 +41,7 @@ def guide_triton(
         params: numbers, or tensors of shape ``[]``, ``[B]`` or ``[G]`` (G groups) on the same device.
         inputs: K predictions of one dtype, the extras, then the elementwise scale and mask of a program that has them.
         outs: each one of the inputs or apart from them; ``outs[k]`` receives result ``results[k]``.
-        dims: dimensions that sums run over; see :func:`~fastcfg_kernels.layout.group_layout`.
+        dims: dimensions that sums run over; see :func:`~fastcfg_kernels.gpu.layout.group_layout`.
         strategy: force a launch strategy.
     """
     end = len(program.predictions) + len(program.extras)

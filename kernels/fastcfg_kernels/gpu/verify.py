@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..guide import guide_outputs
 from .gates import PARAMS, programs
-from .guide import guide_outputs
 from .verified import device_key, record
 
 __all__ = ["STRATEGIES", "Outcome", "check_strategy", "run_watched", "verify"]
@@ -105,7 +105,7 @@ def verify(index: int = 0, seconds: float = SECONDS) -> list[Outcome]:
         if strategy == "cooperative" and torch.version.hip:
             outcomes.append(Outcome(strategy, False, "programs that wait for each other are for NVIDIA's GPUs"))
             continue
-        command = [sys.executable, "-m", "fastcfg_kernels.verify", "--strategy", strategy, "--device", str(index)]
+        command = [sys.executable, "-m", "fastcfg_kernels.gpu.verify", "--strategy", strategy, "--device", str(index)]
         reason = run_watched(command, seconds)
         outcomes.append(Outcome(strategy, reason is None, reason or "equal bits, and within rounding of float64"))
     record(device_key(index), [o.strategy for o in outcomes if o.passed])
@@ -114,7 +114,7 @@ def verify(index: int = 0, seconds: float = SECONDS) -> list[Outcome]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The child process: checks one strategy."""
-    parser = argparse.ArgumentParser(prog="python -m fastcfg_kernels.verify")
+    parser = argparse.ArgumentParser(prog="python -m fastcfg_kernels.gpu.verify")
     parser.add_argument("--strategy", choices=STRATEGIES, required=True)
     parser.add_argument("--device", type=int, default=0)
     given = parser.parse_args(arguments)

@@ -19,10 +19,10 @@ would follow the layout, and written out where it is wanted.
 import triton
 import triton.language as tl
 
-from .triton_barrier import group_barrier
-from .triton_combine import store_tile, weigh
-from .triton_merge import merge_tiles, merge_workspace, store_chunk
-from .triton_tiles import affine_space, digits, first_elements, load_params, load_tile, tile_size, tile_sums
+from .barrier import group_barrier
+from .combine import store_tile, weigh
+from .merge import merge_tiles, merge_workspace, store_chunk
+from .tiles import affine_space, digits, first_elements, load_params, load_tile, tile_size, tile_sums
 
 __all__ = ["apply_kernel", "cooperative_kernel", "row_kernel", "tile_kernel"]
 
@@ -311,7 +311,7 @@ def cooperative_kernel(
     the partial sums and the combine, and keep their chunks in registers meanwhile.
 
     Arguments as for :func:`row_kernel` and :func:`tile_kernel`; ``arrivals`` is ``[groups]``, for
-    :func:`~fastcfg_kernels.triton_barrier.group_barrier`.
+    :func:`~fastcfg_kernels.gpu.barrier.group_barrier`.
     """
     chunks = tl.cdiv(tiles, TILES)
     chunk = tl.program_id(0) % chunks

@@ -7,8 +7,8 @@ Tile ``t`` belongs to lane ``t % MERGE``. A lane adds its tiles one after the ot
 import triton
 import triton.language as tl
 
-from .triton_sums import add_lanes, add_values
-from .triton_tiles import tile_size
+from .sums import add_lanes, add_values
+from .tiles import tile_size
 
 __all__ = ["MERGE", "merge_tiles", "merge_workspace", "store_chunk"]
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from .generated import function_from_source
-from .notices import warn_once
-from .program import Program
+from ..generated import function_from_source
+from ..notices import warn_once
+from ..program import Program
 
 __all__ = ["interpreting", "kernel_constants", "unavailable", "writable_cache"]
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..program import Program
+from ..tiles import accumulator
+from .formula import kernel_constants, writable_cache
 from .launch_plan import LaunchPlan, Strategy, plan_launch
 from .layout import Layout, strided_layout
-from .program import Program
-from .tiles import accumulator
-from .triton_formula import kernel_constants, writable_cache
 
 __all__ = ["OPTIONS", "Launch", "Prepared", "Signature", "alignments", "prepare"]
 
@@ -103,7 +103,7 @@ def prepare(program: Program, signature: Signature) -> Prepared:
     """Work out the launches of a program for a signature."""
     import triton.language as tl
 
-    from . import triton_kernels as kernels
+    from . import kernels
 
     layout = strided_layout(signature.shape, signature.strides, signature.dims)
     acc = accumulator(signature.dtypes[0])

@@ -13,7 +13,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from .notices import warn_once
+from ..notices import warn_once
 
 __all__ = ["compiler", "load"]
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
+from ..program import Program
+from ..tiles import accumulator
+from .formula import interpreting, kernel_constants
+from .launch import OPTIONS
 from .launch_plan import LaunchPlan, Strategy, plan_launch
-from .program import Program
-from .tiles import accumulator
-from .triton_formula import interpreting, kernel_constants
-from .triton_launch import OPTIONS
 
 __all__ = ["TARGETS", "Compiled", "Sizes", "compile_ahead"]
 
@@ -172,7 +172,7 @@ def compile_ahead(
     """
     if interpreting():
         raise RuntimeError("target: Triton's interpreter is on (TRITON_INTERPRET), so nothing can be compiled")
-    from . import triton_kernels as kernels
+    from . import kernels
 
     results = []
     for plan in _plans(program, dtype, sizes, strategies):
@@ -195,7 +195,7 @@ def _compile(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from . import triton_kernels as kernels
+    from . import kernels
 
     acc = accumulator(dtype)
     vectors = program.width + program.affine

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cpp_build import load
-from .cpp_source import cpp_source
-from .host import host_params
-from .program import Program
-from .tiles import accumulator
+from ..host import host_params
+from ..program import Program
+from ..tiles import accumulator
+from .build import load
+from .source import cpp_source
 
 __all__ = ["guide_contiguous", "guide_cpp"]
 

@@ -1,6 +1,6 @@
 """What the compiler makes of every kernel, and the limits that it must keep: no GPU needed.
 
-``python -m fastcfg_kernels.gates`` prints the table, as Markdown or JSON, and fails where a limit is broken.
+``python -m fastcfg_kernels.gpu.gates`` prints the table, as Markdown or JSON, and fails where a limit is broken.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from . import math
+from .. import math
+from ..program import Program, Stage, compile_program
 from .aot import TARGETS, Compiled, Sizes, compile_ahead
-from .program import Program, Stage, compile_program
 
 __all__ = ["PARAMS", "SUPPORTED", "Row", "broken", "main", "measure", "programs", "to_markdown"]
 
@@ -127,7 +127,7 @@ def measure(
     """Compile everything; targets other than ``cuda:90`` get those problems that stand for all.
 
     Args:
-        targets: keys of :data:`~fastcfg_kernels.aot.TARGETS`.
+        targets: keys of :data:`~fastcfg_kernels.gpu.aot.TARGETS`.
     """
     rows = []
     for target in targets:
@@ -209,7 +209,7 @@ def version_note() -> str | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: prints or writes the table; 1 where a limit is broken."""
-    parser = argparse.ArgumentParser(prog="python -m fastcfg_kernels.gates", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fastcfg_kernels.gpu.gates", description=main.__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     parser.add_argument("--output", type=Path, help="write to a file")
     parser.add_argument("--target", action="append", choices=TARGETS, help="a target (default: all)")
