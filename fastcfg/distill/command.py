@@ -113,7 +113,8 @@ def measure(
         found = gaps(task, student, scales, count=trajectories, num_steps=num_steps, on_scale=lambda: bar.advance(job))
         quality: Any = []
         if samples:
-            from .judge import Judge, judge_both
+            from ..demo.judge import Judge
+            from .judge import judge_both
 
             bar.update(job, description="quality")
             quality = judge_both(

@@ -6,44 +6,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from ..demo.classifier import load_classifier
-from ..demo.data import NUM_COLOURS, load_digits, paint
-from ..metrics import Quality, Reference, quality
+from ..demo.judge import Judge
+from ..metrics import Quality
 from .demo import AVOIDED_COLOUR
 from .evaluate import draw_start, student_sample, teacher_sample
 from .student import Student
 from .task import Task, arguments_of
 
-__all__ = ["Judge", "Judged", "judge_both"]
+__all__ = ["Judged", "judge_both"]
 
 BATCH = 100
-
-
-class Judge:
-    """The classifier and the features of real digits that neither it nor the denoiser was trained on.
-
-    Args:
-        count: real digits, in random colours, as many of each class.
-    """
-
-    def __init__(self, count: int = 500) -> None:
-        self.classifier, _ = load_classifier()
-        real = load_digits(held_out=True)
-        chosen = torch.arange(len(real)).view(10, -1)[:, : max(1, count // 10)].flatten()
-        colour = torch.randint(NUM_COLOURS, (len(chosen),), generator=torch.Generator().manual_seed(0))
-        self.reference = Reference(self._features(paint(real.grey[chosen], colour)), real.digit[chosen])
-
-    @torch.no_grad()
-    def _features(self, images: Tensor) -> Tensor:
-        return self.classifier.pooled(images.clamp(-1, 1).cpu())
-
-    def __call__(self, images: Tensor, digit: Tensor) -> tuple[Quality, float]:
-        """``(quality, share of the avoided colour)`` of images ``[B, 3, 28, 28]`` made for digits ``[B]``."""
-        seen, colour = self.classifier.predict(images.cpu())
-        found = quality(self.reference, self._features(images), asked=digit.cpu(), seen=seen)
-        return found, (colour == AVOIDED_COLOUR).double().mean().item()
 
 
 @dataclass(frozen=True)
@@ -89,6 +62,8 @@ def judge_both(
             taught.append(student_sample(task, student, noise[rows], part, scale, num_steps))
             if on_batch is not None:
                 on_batch()
-        (first, avoided), (second, also) = (judge(torch.cat(images), digit) for images in (teacher, taught))
+        looks = [judge.look(torch.cat(images)) for images in (teacher, taught)]
+        first, second = (judge.quality(look, digit) for look in looks)
+        avoided, also = ((look.colour == AVOIDED_COLOUR).double().mean().item() for look in looks)
         judged.append(Judged(scale, first, second, avoided, also))
     return judged

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from fastcfg import CFG, PerpNeg
 from fastcfg.cli import app
+from fastcfg.demo.judge import Judge
 from fastcfg.distill import DistillConfig, Distiller, Task, command, gap, step_time, student_sample, teacher_sample
 from fastcfg.distill import demo as demo_module
 from fastcfg.distill.evaluate import draw_start
-from fastcfg.distill.judge import Judge, judge_both
+from fastcfg.distill.judge import judge_both
 
 Make = Callable[..., Task]
 CONFIG = DistillConfig(batch=4, trajectories=2, sampler_steps=(2,), window=1)
