@@ -71,6 +71,20 @@ def rank_times(rounds: int, batch: int) -> dict[str, list[float]]:
     return times
 
 
+def times_over(ranks: int, rounds: int, batch: int) -> dict[str, list[float]]:
+    """:func:`rank_times` of the first of so many processes, each with one thread.
+
+    Raises:
+        subprocess.CalledProcessError: if one of them fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--standalone", f"--nproc-per-node={ranks}", "-m", "benchmarks.parallel_worker"]
+        command = [sys.executable, "-m", "torch.distributed.run", *options, folder, str(rounds), str(batch)]
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        times: dict[str, list[float]] = json.loads((Path(folder) / "times.json").read_text())
+    return times
+
+
 @app.command()
 def main(
     ranks: Annotated[int, typer.Option(min=1, help="Most processes.")] = 4,
@@ -81,11 +95,7 @@ def main(
     """Time guided steps with passes on 1 to RANKS processes beside a serial run in one of them."""
     rows = []
     for count in range(1, ranks + 1):
-        with tempfile.TemporaryDirectory() as folder:
-            options = ["--standalone", f"--nproc-per-node={count}", "-m", "benchmarks.parallel_worker"]
-            command = [sys.executable, "-m", "torch.distributed.run", *options, folder, str(rounds), str(batch)]
-            subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-            times = json.loads((Path(folder) / "times.json").read_text())
+        times = times_over(count, rounds, batch)
         for name in RULES:
             parallel, serial = (times[f"{name} | {how}"] for how in ("parallel", "serial"))
             ratio = statistics.median(s / p for s, p in zip(serial, parallel, strict=True))
