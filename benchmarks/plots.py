@@ -6,7 +6,7 @@ They have a white ground of their own, so that they read on a dark page too.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -23,9 +23,22 @@ from .cases import REFERENCE
 from .report import Report
 from .rows import Row
 
-__all__ = ["draw_plots", "family", "ratio_bars", "roofline"]
+__all__ = [
+    "FAMILIES",
+    "draw_plots",
+    "drawn",
+    "family",
+    "paint_ratios",
+    "paint_roofline",
+    "place_bars",
+    "ratio_bars",
+    "roofline",
+]
 
-FAMILIES = {  # Colours of Okabe and Ito, told apart by everyone; markers, for print.
+Looks = Mapping[str, tuple[str, str]]
+"""Colour and marker of each family of contestants."""
+
+FAMILIES: Looks = {  # Colours of Okabe and Ito, told apart by everyone; markers, for print.
     REFERENCE: ("#0072B2", "o"),
     "torch.lerp": ("#009E73", "v"),
     "torch.compile": ("#E69F00", "s"),
@@ -42,8 +55,8 @@ def family(provider: str) -> str:
     return next((name for name in FAMILIES if provider.startswith(name)), "eager")
 
 
-def _drawn(report: Report) -> list[Row]:
-    """One metric's rows, without fastcfg's forced strategies and variants of ``torch.compile``."""
+def drawn(report: Report) -> list[Row]:
+    """Rows of one metric, without fastcfg's forced strategies and variants of ``torch.compile``."""
     metric = next((m for m in METRICS if any(row.metric == m for row in report.rows)), None)
     plain = (REFERENCE, "torch.compile", "torch.lerp", "eager")
     return [r for r in report.rows if r.metric == metric and (r.provider in plain or family(r.provider) == "diffusers")]
@@ -59,24 +72,33 @@ def _title(report: Report, what: str) -> str:
     return f"{what}\n{report.environment.label}, {report.cache} cache, commit {report.environment.commit}"
 
 
-def roofline(report: Report) -> Figure:
-    """Time against the bytes that a case has to move, each contestant a point, beside a plain copy's line."""
-    rows = _drawn(report)
-    figure = _figure(7.5, 5)
-    axes = figure.subplots()
+def paint_roofline(axes: Any, rows: Sequence[Row], looks: Looks, ink: str, *, size: float = 22) -> None:
+    """Time against the bytes that a case has to move, each contestant a point, beside a plain copy's line.
+
+    Args:
+        ink: colour of the line; size: of the points, in square points.
+    """
     copies: dict[int, list[float]] = {}
     for row in rows:
         if row.least and row.copy:
             copies.setdefault(row.least, []).append(row.copy)
     floor = sorted((least / 1e6, min(times)) for least, times in copies.items())
-    axes.plot(*zip(*floor, strict=True), color="black", linewidth=1.2, label="copy of as many bytes", zorder=1)
-    for name in reversed(FAMILIES):  # fastcfg comes last, on top.
-        colour, marker = FAMILIES[name]
+    if floor:
+        axes.plot(*zip(*floor, strict=True), color=ink, linewidth=1.2, label="copy of as many bytes", zorder=1)
+    for name in reversed(looks):  # fastcfg comes last, on top.
+        colour, marker = looks[name]
         points = [(r.least / 1e6, r.p50) for r in rows if r.least and family(r.provider) == name]
         if points:
             x, y = zip(*points, strict=True)
-            axes.scatter(x, y, s=22, color=colour, marker=marker, alpha=0.8, linewidth=0, label=name)
+            axes.scatter(x, y, s=size, color=colour, marker=marker, alpha=0.8, linewidth=0, label=name)
     axes.set(xscale="log", yscale="log", xlabel="MB that any kernel has to move", ylabel="ms (median)")
+
+
+def roofline(report: Report) -> Figure:
+    """:func:`paint_roofline` of a whole report, as a figure of its own."""
+    figure = _figure(7.5, 5)
+    axes = figure.subplots()
+    paint_roofline(axes, drawn(report), FAMILIES, "black")
     axes.set_title(_title(report, "Time of a call, and of a copy"), fontsize=10, loc="left")
     axes.grid(True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -84,50 +106,77 @@ def roofline(report: Report) -> Figure:
     return figure
 
 
+Places = Mapping[tuple[str, str], float]
+"""Where the bar of a rule and a family stands, in bars from the top."""
+
+
+def place_bars(rows: Iterable[Row], looks: Looks) -> Places:
+    """A group of bars for each rule, with room for the families that it was raced against in any of the rows."""
+    raced = {(row.rule, family(row.provider)) for row in rows}
+    places: dict[tuple[str, str], float] = {}
+    down = 0.0
+    for rule in dict.fromkeys(row.rule for row in rows):
+        for name in looks:
+            if (rule, name) in raced:
+                places[rule, name] = down
+                down += 1
+        down += 0.8
+    return places
+
+
+def paint_ratios(axes: Any, rows: Sequence[Row], places: Places, looks: Looks, ink: str, *, size: float = 6) -> None:
+    """The peers' time ÷ fastcfg's as bars from 1, a group for each rule; left of the line the peer is faster.
+
+    Args:
+        rows: the peers', of one shape and dtype.
+        ink: colour of the line and the whiskers; size: of the numbers, in points.
+    """
+    for name, (colour, marker) in looks.items():
+        found = {row.rule: row for row in rows if family(row.provider) == name}
+        at = [places[rule, name] for rule in found]
+        values = [row.ratio for row in found.values()]
+        spread = [[r.ratio - r.ratio_p20 for r in found.values()], [r.ratio_p80 - r.ratio for r in found.values()]]
+        axes.barh(
+            at, [value - 1 for value in values], left=1, height=0.8, color=colour,
+            xerr=spread, error_kw={"elinewidth": 0.6, "ecolor": ink},
+            label=name,
+        )  # fmt: skip
+        axes.plot(values, at, marker, color=colour, markersize=0.75 * size)
+        for y, row in zip(at, found.values(), strict=True):
+            place_of_text = (max(row.ratio_p80, 1), y)
+            text = f"{row.ratio:.2g}"
+            axes.annotate(text, place_of_text, (3, 0), textcoords="offset points", va="center", fontsize=size)
+    axes.axvline(1, color=ink, linewidth=0.8)
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="y", length=0)
+    groups: dict[str, list[float]] = {}
+    for (rule, _), down in places.items():
+        groups.setdefault(rule, []).append(down)
+    axes.set_yticks([sum(group) / len(group) for group in groups.values()], list(groups))
+
+
 def ratio_bars(report: Report, dtype: str) -> Figure:
     """The peers' time ÷ fastcfg's, a panel for each shape; left of the line the peer is faster."""
-    rows = [row for row in _drawn(report) if row.dtype == dtype and row.provider != REFERENCE]
-    rules = list(dict.fromkeys(row.rule for row in rows))
+    rows = [row for row in drawn(report) if row.dtype == dtype and row.provider != REFERENCE]
     sizes = sorted({row.shape for row in rows}, key=prod)
     names = [name for name in FAMILIES if any(family(row.provider) == name for row in rows)]
     columns = min(len(sizes), 3)
     lines = -(-len(sizes) // columns)
-    height = 0.16 * len(names) + 0.12
-    figure = _figure(1.6 + 2.8 * columns, 1.3 + lines * (0.7 + height * len(rules)))
+    looks = {name: FAMILIES[name] for name in names}
+    places = place_bars(rows, looks)
+    figure = _figure(1.6 + 2.8 * columns, 1.3 + lines * (0.8 + 0.15 * max(places.values())))
     panels: Any = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for panel in panels.flat[len(sizes) :]:
         panel.set_visible(False)
     for panel, shape in zip(panels.flat, sizes, strict=False):
         here = [row for row in rows if row.shape == shape]
+        paint_ratios(panel, here, places, looks, "black")
         panel.set_title(here[0].size, fontsize=9)
-        for place, name in enumerate(names):
-            found = {row.rule: row for row in here if family(row.provider) == name}
-            at = [rules.index(rule) + (place - (len(names) - 1) / 2) * 0.8 / len(names) for rule in found]
-            values = [row.ratio for row in found.values()]
-            spread = [[r.ratio - r.ratio_p20 for r in found.values()], [r.ratio_p80 - r.ratio for r in found.values()]]
-            panel.barh(
-                at, [value - 1 for value in values], left=1, height=0.75 / len(names), color=FAMILIES[name][0],
-                xerr=spread, error_kw={"elinewidth": 0.6, "ecolor": "#444444"},
-                label=name,
-            )  # fmt: skip
-            for y, row in zip(at, found.values(), strict=True):
-                panel.annotate(
-                    f"{row.ratio:.2g}",
-                    (max(row.ratio_p80, 1), y),
-                    (3, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=6,
-                )
-        panel.axvline(1, color="black", linewidth=0.8)
-        panel.set_xscale("log")
-        panel.margins(x=0.12)
-        panel.xaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]))
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.tick_params(axis="x", labelsize=7)
-        panel.tick_params(axis="y", length=0)
-        panel.set_yticks(range(len(rules)), rules)
     panels[0, 0].invert_yaxis()
     figure.supxlabel(
         "peer's time ÷ fastcfg's (log); bars are medians, whiskers the 20th to the 80th percentile", fontsize=8
@@ -139,9 +188,9 @@ def ratio_bars(report: Report, dtype: str) -> Figure:
 
 
 def _plots(report: Report) -> Iterator[tuple[str, Callable[[], Figure]]]:
-    if _drawn(report):
+    if drawn(report):
         yield "roofline", partial(roofline, report)
-    for dtype in dict.fromkeys(row.dtype for row in _drawn(report) if row.provider != REFERENCE):
+    for dtype in dict.fromkeys(row.dtype for row in drawn(report) if row.provider != REFERENCE):
         yield f"ratios-{dtype}", partial(ratio_bars, report, dtype)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from math import prod
 from typing import Any
 
@@ -58,6 +59,17 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON and CSV."""
         return {**asdict(self), "share": self.share}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Row:
+        """What :meth:`to_dict` gave; names that are no row's own are left out.
+
+        Raises:
+            KeyError: if one is missing.
+        """
+        required = {f.name: data[f.name] for f in fields(cls) if f.default is MISSING}
+        more = {f.name: data[f.name] for f in fields(cls) if f.default is not MISSING and f.name in data}
+        return cls(**{**required, **more, "shape": tuple(required["shape"])})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""Numbers as text, the same everywhere: no more digits than were measured."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["count", "decimal", "listed", "milliseconds", "percent", "plural", "times"]
+
+
+def decimal(value: float | None, digits: int = 3) -> str:
+    """Significant digits, without an exponent where a reader can do without; – for what was not measured."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    size = abs(value)
+    if size and not 1e-3 <= size < 1e6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+    places = max(0, digits - 1 - (math.floor(math.log10(size)) if size else 0))
+    return f"{value:,.{min(places, 6)}f}".replace(",", " ")
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def milliseconds(value: float | None) -> str:
+    """A time given in milliseconds, in the unit that suits it."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if abs(value) < 1:
+        return f"{decimal(value * 1e3)} µs"
+    return f"{decimal(value)} ms" if abs(value) < 999.5 else f"{decimal(value / 1e3)} s"
+
+
+def times(value: float | None) -> str:
+    """A ratio: ``0.84×``, ``29.8×``."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.2f}×" if abs(value) < 9.995 else f"{value:.1f}×" if abs(value) < 99.95 else f"{value:.0f}×"
+
+
+def percent(value: float | None, places: int = 0) -> str:
+    """A share of 1."""
+    return f"{value * 100:.{places}f} %" if value is not None and math.isfinite(value) else "–"
+
+
+def count(value: float | None) -> str:
+    """A whole number, with thin spaces between thousands."""
+    return f"{round(value):,}".replace(",", " ") if value is not None and math.isfinite(value) else "–"
+
+
+def plural(number: int, what: str) -> str:
+    """``1 case``, ``2 cases``."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def listed(names: list[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

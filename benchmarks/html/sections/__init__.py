@@ -1,0 +1,41 @@
+"""The parts of the report: each from the result files of its kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..content import Section
+from ..results import Result
+from . import export, kernels, quality, reliability, scaling, steps, students
+
+__all__ = ["PARTS", "Part"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the report.
+
+    Attributes:
+        kinds: of the results it is made from.
+        command: what makes them.
+    """
+
+    title: str
+    kinds: tuple[str, ...]
+    command: str
+    build: Callable[[list[Result]], Section]
+
+
+PARTS = (
+    Part("Guidance against its peers", ("kernels",), "fastcfg bench", kernels.build),
+    Part("Samplers' steps", ("samplers",), "python -m benchmarks.samplers", steps.samplers),
+    Part("A guided step", ("guided-step",), "python -m benchmarks.bench_guided_step", steps.guided_step),
+    Part("Passes over processes", ("parallel",), "python -m benchmarks.parallel", steps.parallel),
+    Part("Scaling", ("scaling",), "python -m benchmarks.scaling", scaling.build),
+    Part("Quality and diversity", ("quality",), "python -m benchmarks.quality", quality.build),
+    Part("Fewer unconditional passes", ("gating",), "python -m benchmarks.gating_demo", students.gating),
+    Part("Distillation", ("distillation",), "python -m benchmarks.distillation", students.distillation),
+    Part("Export parity", ("export-parity", "export"), "python -m benchmarks.export", export.build),
+    Part("Reliability", ("reliability",), "python -m benchmarks.reliability", reliability.build),
+)

@@ -1,0 +1,217 @@
+"""Quality against diversity on the demo's model, samples, and the geometry of guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ..charts import Line, draw, legend, lines, style
+from ..content import Chart, Finding, Panel, Picture, Section, Text, Tile
+from ..numbers import decimal, percent
+from ..pictures import read_picture
+from ..results import Result
+from ..tables import numbers, tabulate, words
+
+__all__ = ["build"]
+
+Row = Mapping[str, Any]
+METRICS = {
+    "accuracy": "classifier accuracy",
+    "frechet_distance": "Fréchet distance",
+    "precision": "precision",
+    "recall": "recall",
+    "coverage": "coverage",
+}
+MEASURES = {
+    "delta_ratio": "|d| ÷ |u|",
+    "cosine": "cosine of d with u",
+    "parallel_share": "parallel share of d",
+    "norm_ratio": "|guided| ÷ |cond|",
+    "spread_ratio": "std guided ÷ std cond",
+}
+MOST = 7
+"""Series of a chart that are told apart."""
+
+
+def build(results: list[Result]) -> Section:
+    """Curves, grids, geometry."""
+    section = Section(
+        "quality",
+        "Quality and diversity",
+        "What guidance does to the samples of the demo's model: the accuracy of a classifier, precision and recall, "
+        "coverage and the Fréchet distance in its features, by scale, rule and schedule. A higher scale buys quality "
+        "with diversity; these are small samples of a small model, and say nothing of another.",
+    )
+    for result in results:
+        if curves := result.data.get("curves"):
+            section.blocks.extend(_curves(curves, result, section))
+        for grid in result.data.get("grids") or ():
+            section.blocks.append(_grid(result, grid))
+        if geometry := result.data.get("geometry"):
+            section.blocks.append(_geometry(geometry, result))
+    return section
+
+
+def _grid(result: Result, grid: Row) -> Picture | Text:
+    try:
+        return read_picture(result.path.parent, grid["file"], str(grid["title"]), str(grid["alt"]))
+    except ValueError as error:
+        return Text(f"{grid['title']}: {error}.")
+
+
+def _curves(curves: Sequence[Row], result: Result, section: Section) -> Iterator[Chart]:
+    teacher = [row for row in curves if row["who"] == "teacher"]
+    schedules = [row["schedule"] for row in teacher]
+    usual = max(dict.fromkeys(schedules), key=schedules.count) if schedules else ""
+    plain = [row for row in teacher if row["schedule"] == usual]
+    if plain:
+        yield from _charts(
+            f"Rules, schedule “{usual}”", plain, lambda row: row["rule"], "rules", result, _rules(plain, section)
+        )
+    for number, rule in enumerate(dict.fromkeys(row["rule"] for row in teacher)):
+        here = [row for row in teacher if row["rule"] == rule]
+        if len({row["schedule"] for row in here}) > 1:
+            finding = _best(here, "schedule")
+            yield from _charts(
+                f"Schedules of {rule}", here, lambda row: row["schedule"], f"schedules-{number}", result, finding
+            )
+    pairs = {(row["rule"], row["schedule"]) for row in curves if row["who"] == "student"}
+    if pairs:
+        here = [row for row in curves if (row["rule"], row["schedule"]) in pairs]
+        name = (lambda r: f"{r['who']}, {r['rule']}") if len(pairs) > 1 else (lambda r: str(r["who"]))
+        yield from _charts("Teacher and student", here, name, "students", result, _students(here, section))
+
+
+def _charts(
+    title: str, rows: Sequence[Row], name: Callable[[Row], str], key: str, result: Result, finding: str
+) -> Iterator[Chart]:
+    """One chart, or more where there are more series than are told apart."""
+    names = list(dict.fromkeys(map(name, rows)))
+    for part, first in enumerate(range(0, len(names), MOST)):
+        shown = names[first : first + MOST]
+        here = [row for row in rows if name(row) in shown]
+        yield _chart(
+            title + f", part {part + 1}" * (len(names) > MOST), here, shown, name, f"{key}-{part}", result, finding
+        )
+
+
+def _chart(
+    title: str,
+    rows: Sequence[Row],
+    names: Sequence[str],
+    name: Callable[[Row], str],
+    key: str,
+    result: Result,
+    finding: str,
+) -> Chart:
+    by = {n: sorted((r for r in rows if name(r) == n), key=lambda r: r["scale"]) for n in names}
+    identifier = f"{result.path.stem}-{key}"
+
+    def series(x: str, y: str) -> list[Line]:
+        return [Line([(row[x], row[y]) for row in by[n]], style(i)) for i, n in enumerate(names)]
+
+    plane = lines(series("recall", "accuracy"), title="Quality against diversity", x="recall", y="accuracy")
+    panels = [Panel("accuracy against recall, joined in the order of the scale", draw(f"{identifier}-plane", plane))]
+    for metric, what in METRICS.items():
+        paint = lines(series("scale", metric), title=what[0].upper() + what[1:], x="scale", y=what)
+        panels.append(Panel(f"{what} by scale", draw(f"{identifier}-{metric.replace('_', '-')}", paint)))
+    samples = sorted({row["samples"] for row in rows})
+    number = " or ".join(str(n) for n in samples)
+    return Chart(
+        title,
+        f"{finding} {number} samples a point; up is better but for the Fréchet distance.",
+        panels,
+        tabulate(
+            f"{title}: every point",
+            [row for n in names for row in by[n]],
+            words("rule", lambda r: r["rule"]),
+            words("schedule", lambda r: r["schedule"]),
+            words("who", lambda r: r["who"]),
+            numbers("scale", lambda r: decimal(r["scale"], 2)),
+            numbers("accuracy", lambda r: percent(r["accuracy"], 1)),
+            numbers("precision", lambda r: f"{r['precision']:.2f}"),
+            numbers("recall", lambda r: f"{r['recall']:.2f}"),
+            numbers("density", lambda r: f"{r['density']:.2f}"),
+            numbers("coverage", lambda r: f"{r['coverage']:.2f}"),
+            numbers("Fréchet distance", lambda r: decimal(r["frechet_distance"])),
+            numbers("spread", lambda r: f"{r['spread']:.2f}"),
+            numbers("passes a sample", lambda r: decimal(r["passes_per_sample"])),
+        ),
+        legend(identifier, [(n, style(i)) for i, n in enumerate(names)]),
+    )
+
+
+def _best(rows: Sequence[Row], what: str) -> str:
+    best = min(rows, key=lambda row: row["frechet_distance"])
+    return (
+        f"The least Fréchet distance, {decimal(best['frechet_distance'])}, is of {what} “{best[what]}” at scale "
+        f"{best['scale']:g}, with accuracy {percent(best['accuracy'], 1)} and recall {best['recall']:.2f}."
+    )
+
+
+def _rules(rows: Sequence[Row], section: Section) -> str:
+    first = rows[0]["rule"]
+    own = sorted((row for row in rows if row["rule"] == first), key=lambda row: row["scale"])
+    low, high = own[0], own[-1]
+    change = (
+        f"{first} from scale {low['scale']:g} to {high['scale']:g}: accuracy {percent(low['accuracy'], 1)} to "
+        f"{percent(high['accuracy'], 1)}"
+    )
+    recall = f"recall {low['recall']:.2f} to {high['recall']:.2f}"
+    if high["accuracy"] > low["accuracy"]:
+        section.findings.append(Finding("gain", f"On the demo's model, {change}."))
+    if high["recall"] < low["recall"]:
+        section.findings.append(Finding("loss", f"More guidance costs diversity: {first}, {recall} over those scales."))
+    return f"{change}, {recall}. {_best(rows, 'rule')}"
+
+
+def _students(rows: Sequence[Row], section: Section) -> str:
+    teachers = {(r["rule"], r["schedule"], r["scale"]): r for r in rows if r["who"] == "teacher"}
+    pairs = [
+        (teachers[place], row)
+        for row in rows
+        if row["who"] == "student" and (place := (row["rule"], row["schedule"], row["scale"])) in teachers
+    ]
+    if not pairs:
+        return "No scale was sampled of both."
+    worst = max(pairs, key=lambda pair: pair[0]["accuracy"] - pair[1]["accuracy"])
+    gap = worst[0]["accuracy"] - worst[1]["accuracy"]
+    saved = 1 - sum(s["passes_per_sample"] for _, s in pairs) / sum(t["passes_per_sample"] for t, _ in pairs)
+    said = f"a student saves {percent(saved)} of the passes"
+    text = f"where it is worst (scale {worst[1]['scale']:g}) its accuracy is {abs(gap) * 100:.1f} points "
+    text += "below the teacher's" if gap > 0 else "above the teacher's or equal"
+    section.findings.append(Finding("gain" if gap <= 0.02 else "loss", f"Distilled: {said}; {text}."))
+    section.tiles.append(Tile(percent(saved), "of the passes saved by a student", 2))
+    return f"{said[0].upper()}{said[1:]}; {text}."
+
+
+def _geometry(rows: Sequence[Row], result: Result) -> Chart:
+    scales = sorted({row["scale"] for row in rows})
+    if len(scales) > MOST:  # As many as are told apart, the first and the last among them.
+        scales = [scales[round(i * (len(scales) - 1) / (MOST - 1))] for i in range(MOST)]
+    panels = []
+    for measure, what in MEASURES.items():
+        found = [
+            Line([(r["step"], r[measure]) for r in sorted(rows, key=lambda r: r["step"]) if r["scale"] == s], style(i))
+            for i, s in enumerate(scales)
+        ]
+        level = 1.0 if measure in ("norm_ratio", "spread_ratio") else None
+        paint = lines(found, title=what, x="step", y="", level=level)
+        panels.append(Panel(f"{what} by step", draw(f"{result.path.stem}-geometry-{len(panels)}", paint)))
+    grown = max(rows, key=lambda row: row["norm_ratio"])
+    return Chart(
+        "Geometry of guidance, by step",
+        f"u and d are the unconditional prediction and the delta, std the spread over a sample. The guided prediction "
+        f"is at most {grown['norm_ratio']:.2f} times as long as the conditional one, at step {grown['step']} of scale "
+        f"{grown['scale']:g}.",
+        panels,
+        tabulate(
+            "Geometry: every step",
+            rows,
+            numbers("scale", lambda r: decimal(r["scale"], 2)),
+            numbers("step", lambda r: str(r["step"])),
+            numbers("noise level", lambda r: decimal(r["noise_level"])),
+            *(numbers(what, lambda r, m=m: decimal(r[m])) for m, what in MEASURES.items()),
+        ),
+        legend(f"{result.path.stem}-geometry", [(f"scale {s:g}", style(i)) for i, s in enumerate(scales)]),
+    )

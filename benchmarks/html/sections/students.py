@@ -1,0 +1,212 @@
+"""Students of a guided teacher, and guidance with fewer unconditional passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..charts import Line, draw, legend, lines, style
+from ..content import Cell, Chart, Finding, Panel, Section, Tile
+from ..numbers import decimal, milliseconds, percent, plural, times
+from ..pictures import read_picture
+from ..results import Result
+from ..tables import numbers, tabulate, words
+
+__all__ = ["distillation", "gating"]
+
+Row = Mapping[str, Any]
+JUDGED = {"accuracy": "Classifier accuracy", "recall": "Recall", "frechet_distance": "Fréchet distance"}
+
+
+def distillation(results: list[Result]) -> Section:
+    """What students learned, and what they cost."""
+    section = Section(
+        "distillation",
+        "Distillation",
+        "Students of the demo's model that take the guidance scale as an input and need one pass, beside their "
+        "teachers. The error is the guided prediction's, relative to the teacher's, along the teacher's trajectories.",
+    )
+    for result in results:
+        found: Mapping[str, Any] = result.data["findings"]
+        section.blocks.append(_errors(found, result, section))
+        judged = {name: each for name, each in found.items() if each["judged"]}
+        if judged:
+            section.blocks.append(_judged(judged, result, section))
+        section.blocks.append(
+            tabulate(
+                f"A prediction's time, in batches ({result.where})",
+                found.values(),
+                words("student", lambda f: f["title"]),
+                numbers("teacher's passes", lambda f: str(f["time"]["teacher_passes"])),
+                numbers("teacher", lambda f: milliseconds(f["time"]["teacher"])),
+                numbers("student", lambda f: milliseconds(f["time"]["student"])),
+                numbers("teacher ÷ student", lambda f: times(f["time"]["teacher"] / f["time"]["student"])),
+                numbers("size", lambda f: f"{decimal(f['size'] / 1e6)} MB"),
+            )
+        )
+        speed = [f["time"]["teacher"] / f["time"]["student"] for f in found.values()]
+        text = f"A student's step is {times(min(speed))} to {times(max(speed))} as fast as its teacher's"
+        section.findings.append(Finding("gain", f"{text} ({plural(len(speed), 'student')}).", result.where))
+        for path in sorted(result.path.parent.glob(f"{result.path.stem}*.png")):
+            what = path.stem.removeprefix(result.path.stem).strip("-")
+            title = "Samples of teacher and student" + f", {what}" * bool(what)
+            alt = (
+                f"{title}: rows of coloured digits by scale, the teacher's above its students', from the same noise; "
+                "below, the error of the predictions by scale."
+            )
+            section.blocks.append(read_picture(path.parent, path.name, title, alt))
+    return section
+
+
+def _errors(found: Mapping[str, Any], result: Result, section: Section) -> Chart:
+    drawn, names = [], []
+    for each in found.values():
+        drawn.append(Line([(gap["scale"], 100 * gap["student"]) for gap in each["gaps"]], style(len(drawn))))
+        names.append(each["title"])
+    first = next(iter(found.values()))
+    drawn.append(Line([(gap["scale"], 100 * gap["unguided"]) for gap in first["gaps"]], style(len(drawn))))
+    names.append(f"no guidance, against: {first['title'].partition(',')[0]}")
+    last = first["gaps"][-1]
+    ends = [each["gaps"][-1]["student"] for each in found.values()]
+    text = f"A student is no copy: at scale {last['scale']:g} its predictions err by {percent(min(ends))} to "
+    section.findings.append(Finding("loss", f"{text}{percent(max(ends))} of the teacher's.", result.where))
+    paint = lines(drawn, title="Error of the guided prediction", x="scale", y="%")
+    return Chart(
+        "Error of a student's prediction",
+        f"At scale {last['scale']:g} the student “{first['title']}” errs by {percent(last['student'])}; leaving "
+        f"guidance away would err by {percent(last['unguided'])}. {result.where}.",
+        [Panel("error by scale", draw(f"{result.path.stem}-errors", paint, height=260))],
+        tabulate(
+            f"Relative errors by scale ({result.where})",
+            [(each, gap) for each in found.values() for gap in each["gaps"]],
+            words("student", lambda p: p[0]["title"]),
+            numbers("scale", lambda p: decimal(p[1]["scale"], 2)),
+            numbers("student", lambda p: percent(p[1]["student"], 1)),
+            numbers("no guidance", lambda p: percent(p[1]["unguided"], 1)),
+            numbers("student's samples", lambda p: percent(p[1]["student_sample"], 1)),
+            numbers("unguided samples", lambda p: percent(p[1]["unguided_sample"], 1)),
+        ),
+        legend(f"{result.path.stem}-errors", [(name, style(i)) for i, name in enumerate(names)]),
+    )
+
+
+def _judged(found: Mapping[str, Any], result: Result, section: Section) -> Chart:
+    names = [(each["title"], who) for each in found.values() for who in ("teacher", "student")]
+    panels = []
+    for metric, what in {
+        "accuracy": "Classifier accuracy",
+        "recall": "Recall",
+        "frechet_distance": "Fréchet distance",
+    }.items():
+        drawn = [
+            Line([(j["scale"], j[who][metric]) for j in each["judged"]], style(2 * i + k))
+            for i, each in enumerate(found.values())
+            for k, who in enumerate(("teacher", "student"))
+        ]
+        paint = lines(drawn, title=what, x="scale", y="")
+        panels.append(Panel(f"{what} by scale", draw(f"{result.path.stem}-judged-{len(panels)}", paint)))
+    pairs = [(each, j) for each in found.values() for j in each["judged"]]
+    gap, each, at = max(
+        ((j["teacher"]["accuracy"] - j["student"]["accuracy"], each, j) for each, j in pairs),
+        key=lambda found: found[0],
+    )
+    text = (
+        f"A student's samples are at most {max(gap, 0) * 100:.1f} points less accurate than its teacher's "
+        f"({each['title']}, scale {at['scale']:g})"
+    )
+    section.findings.append(Finding("gain" if gap <= 0.02 else "loss", f"{text}.", result.where))
+    return Chart(
+        "Samples of teacher and student, judged",
+        f"{text}. {at['teacher']['samples']} samples a point.",
+        panels,
+        tabulate(
+            f"Judged samples ({result.where})",
+            [(e, j, who) for e, j in pairs for who in ("teacher", "student")],
+            words("student", lambda p: p[0]["title"]),
+            words("who", lambda p: p[2]),
+            numbers("scale", lambda p: decimal(p[1]["scale"], 2)),
+            numbers("accuracy", lambda p: percent(p[1][p[2]]["accuracy"], 1)),
+            numbers("precision", lambda p: f"{p[1][p[2]]['precision']:.2f}"),
+            numbers("recall", lambda p: f"{p[1][p[2]]['recall']:.2f}"),
+            numbers("coverage", lambda p: f"{p[1][p[2]]['coverage']:.2f}"),
+            numbers("Fréchet distance", lambda p: decimal(p[1][p[2]]["frechet_distance"])),
+        ),
+        legend(f"{result.path.stem}-judged", [(f"{who}: {title}", style(i)) for i, (title, who) in enumerate(names)]),
+    )
+
+
+def gating(results: list[Result]) -> Section:
+    """Fewer unconditional passes, and what becomes of the samples."""
+    section = Section(
+        "gating",
+        "Fewer unconditional passes",
+        "Guidance that runs the unconditional pass in a part of the steps, and what becomes of the samples of the "
+        "demo's model, from the same noise and labels.",
+    )
+    for result in results:
+        rows, best = result.data["rows"], result.data.get("sweet_spot")
+        kinds = list(dict.fromkeys(_kind(row) for row in rows))
+        panels = []
+        for what, value in {
+            "Fréchet distance": lambda r: r["quality"]["frechet_distance"],
+            "Classifier accuracy": lambda r: r["quality"]["accuracy"],
+            "Recall": lambda r: r["quality"]["recall"],
+            "Difference to full guidance": lambda r: r["difference"],
+        }.items():
+            drawn = [
+                Line([(100 * r["unconditional"], value(r)) for r in rows if _kind(r) == kind], style(i), joined=False)
+                for i, kind in enumerate(kinds)
+            ]
+            paint = lines(drawn, title=what, x="unconditional passes, %", y="")
+            panels.append(Panel(f"{what} by passes", draw(f"{result.path.stem}-{len(panels)}", paint)))
+        finding = "No setting was as good as full guidance."
+        full = next((row for row in rows if row["name"] == "full"), None)
+        spot = next((row for row in rows if row["name"] == best), None)
+        if spot is not None:
+            finding = (
+                f"The fewest passes as good as full guidance: {spot['name']}, with {percent(spot['unconditional'])} of "
+                f"the unconditional passes and {percent(spot['passes'])} of all."
+            )
+            section.findings.append(Finding("gain", f"Gating: {finding[0].lower()}{finding[1:]}"))
+            section.tiles.append(
+                Tile(percent(spot["unconditional"]), "of the unconditional passes: as good samples", 2)
+            )
+        if full is not None:
+            poor = [
+                r for r in rows if r["quality"]["accuracy"] < full["quality"]["accuracy"] - 0.05 and r["name"] != "none"
+            ]
+            if poor:
+                low = min(poor, key=lambda r: r["quality"]["accuracy"])
+                text = f"{plural(len(poor), 'setting')} lost more than 5 points of accuracy; worst {low['name']}, "
+                section.findings.append(Finding("loss", f"Gating: {text}{percent(low['quality']['accuracy'], 1)}."))
+        section.blocks.append(
+            Chart(
+                "Samples by the share of unconditional passes",
+                f"{finding} {result.where}.",
+                panels,
+                tabulate(
+                    f"Gated guidance ({result.where})",
+                    rows,
+                    words("guidance", lambda r: r["name"]),
+                    numbers("unconditional", lambda r: percent(r["unconditional"])),
+                    numbers("passes", lambda r: percent(r["passes"])),
+                    numbers("difference", lambda r: f"{r['difference']:.3f}"),
+                    numbers("accuracy", lambda r: percent(r["quality"]["accuracy"], 1)),
+                    numbers("precision", lambda r: f"{r['quality']['precision']:.2f}"),
+                    numbers("recall", lambda r: f"{r['quality']['recall']:.2f}"),
+                    numbers("coverage", lambda r: f"{r['quality']['coverage']:.2f}"),
+                    numbers("Fréchet distance", lambda r: decimal(r["quality"]["frechet_distance"])),
+                    words("", lambda r: "") if best is None else _marked(best),
+                ),
+                legend(result.path.stem, [(kind, style(i)) for i, kind in enumerate(kinds)], line=False),
+            )
+        )
+    return section
+
+
+def _marked(best: str) -> Any:
+    return numbers("chosen", lambda r: Cell("yes", "gain") if r["name"] == best else "")
+
+
+def _kind(row: Row) -> str:
+    return str(row["name"]).partition(",")[0]
