@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .fleet_parts import GIVEN, RESULTS, measured, section
+from .records import markdown_table
 
 __all__ = ["app", "to_markdown"]
 
@@ -61,11 +62,6 @@ def _combine(fleet: Mapping[str, Any]) -> str:
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
 def to_markdown(fleet: Mapping[str, Any]) -> str:
     """Setups, assumptions, checks and what is left out.
 
@@ -74,15 +70,15 @@ def to_markdown(fleet: Mapping[str, Any]) -> str:
     """
     header = HEADER if fleet["demand"] is not None else HEADER[:-2]
     lines = [
-        *_table(header, [row[: len(header)] for row in _lines(fleet)]),
+        markdown_table(header, [row[: len(header)] for row in _lines(fleet)]),
         "",
         _combine(fleet) + (f" The demand is {fleet['demand']:g} images a second." if fleet["demand"] else ""),
         "",
-        *_table(("part", "value", "unit", "source"), _assumed(fleet)),
+        markdown_table(("part", "value", "unit", "source"), _assumed(fleet)),
     ]
     if fleet["checks"]:
         about = "The model beside what was measured; a network's single pass and its batch of two are taken as known:"
-        lines += ["", about, "", *_table(CHECKED, _checked(fleet))]
+        lines += ["", about, "", markdown_table(CHECKED, _checked(fleet))]
     return "\n".join([*lines, "", "Left out:", "", *(f"- {each}" for each in fleet["left_out"])]) + "\n"
 
 

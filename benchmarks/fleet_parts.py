@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
@@ -11,7 +11,7 @@ from typing import Any
 
 from .fleet import LEFT_OUT, Outcome, Parts, Setup, latency_ms, outcomes
 
-__all__ = ["Assumption", "Check", "assumptions", "checks", "measured", "section"]
+__all__ = ["Assumption", "Check", "assumptions", "checks", "combine_ms", "measured", "section"]
 
 RESULTS: Path = Path(__file__).parent / "results"
 LATENT = 16 * 128 * 128
@@ -32,6 +32,7 @@ ASSUMED: Mapping[str, str] = {
     "student_cost": "assumed: merged",
     "utilisation": "assumed",
 }
+COMBINED = "CFG + rescale 0.7"
 GIVEN = "given"
 
 
@@ -46,20 +47,22 @@ class Assumption:
 
 
 def _load(folder: Path, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Result files of a kind by name, those of a GPU first.
+    """Result files of a kind by name, those of a GPU first; a file that has no kind is of the one that begins its name.
 
     Raises:
-        ValueError: naming the file if it is no JSON object with an environment.
+        ValueError: naming the folder, or a file that is no result.
     """
+    if not folder.is_dir():
+        raise ValueError(f"results: expected a folder, got {folder}")
     found = []
-    for path in sorted(folder.glob(f"{kind}*.json")):
+    for path in sorted(folder.glob("*.json")):
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            device = data["environment"]["device"]
+            own = data["kind"] if "kind" in data else kind if path.name.startswith(kind) else None
+            if own == kind:
+                found.append((data["environment"]["device"] != "cuda", path.name, data))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: expected a result file with an environment ({error!r})") from None
-        if data.get("kind", kind) == kind:
-            found.append((device != "cuda", path.name, data))
+            raise ValueError(f"results: expected result files, got {path} ({error!r})") from None
     for _, name, data in sorted(found, key=lambda each: each[:2]):
         yield name, data
 
@@ -94,12 +97,18 @@ def measured(folder: Path = RESULTS) -> tuple[Parts, dict[str, str]]:
             take("student_cost", cost, f"{file}, median of {len(times)} students without an adapter of their own")
             break
     for file, data in _load(folder, "scaling"):
-        law = next((f for f in data["fits"] if (f["what"], f["axis"]) == ("combine", "frames")), None)
-        if law and data["environment"]["device"] == "cuda":
-            per_element = law["ms_per_unit"] / law["elements_per_unit"]
-            take("combine_ms", law["fixed_ms"] + per_element * LATENT, f"{file}, {law['rule']} at 1024 px")
+        if data["environment"]["device"] == "cuda" and (value := combine_ms(data["fits"])) is not None:
+            take("combine_ms", value, f"{file}, {COMBINED} at 1024 px")
             break
     return Parts(**values), sources  # type: ignore[arg-type]
+
+
+def combine_ms(fits: Iterable[Mapping[str, Any]]) -> float | None:
+    """Milliseconds of the combine at 1024 px by its law along the frames, None where there is none."""
+    for law in fits:
+        if (law["axis"], law["rule"]) == ("frames", COMBINED):
+            return float(law["fixed_ms"] + law["ms_per_unit"] / law["elements_per_unit"] * LATENT)
+    return None
 
 
 def _passes(rule: str) -> int:
@@ -110,7 +119,7 @@ def _passes(rule: str) -> int:
 def _ideal(row: Mapping[str, Any]) -> float:
     """How many times faster the passes of a row of ``parallel-*.json`` could be over its ranks."""
     passes = _passes(row["rule"])
-    return passes / -(-passes // row["ranks"])
+    return float(passes / -(-passes // row["ranks"]))
 
 
 def assumptions(parts: Parts, sources: Mapping[str, str]) -> list[Assumption]:
