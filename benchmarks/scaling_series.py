@@ -53,14 +53,15 @@ class Plan:
 
     @staticmethod
     def of(device: str, *, full: bool) -> Plan:
-        """The quick or the full one of a device."""
+        """The quick or the full one of a device, in the dtype first that its samplers use."""
+        dtypes = ("bf16", "fp32") if device == "cuda" else ("fp32", "bf16")
         if not full:
-            return Plan(dtypes=("bf16",) if device == "cuda" else ("fp32",))
+            return Plan(dtypes=dtypes[:1])
         most = torch.cuda.device_count() if device == "cuda" else 2
         return Plan(
             images_of=(1, 2, 4, 8, 16, 32, 64),
             ranks=tuple(range(1, most + 1)) if most > 1 else (),
-            dtypes=("fp32", "bf16"),
+            dtypes=dtypes,
             rounds=40,
             step_rounds=20,
         )
