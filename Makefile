@@ -11,7 +11,7 @@ help:
 	@echo "make demo   guide a real diffusion model; pictures and tables in outputs/demo"
 	@echo "make test   the test suite"
 	@echo "make bench  measure this machine against the peers; results in benchmarks/results"
-	@echo "make bench-compare  measure again, in outputs/bench, and fail if a ratio fell below the recorded one's noise"
+	@echo "make bench-compare  measure again, in outputs/bench, and fail if a ratio to a peer fell, twice, beyond the noise"
 	@echo "make check  ruff and mypy"
 	@echo "make docs   the documentation, in outputs/site; a warning is an error"
 	@echo "make clean  remove the environment and outputs"
@@ -36,7 +36,7 @@ bench: $(VENV)/.ready
 
 bench-compare: $(VENV)/.ready
 	$(BIN)/fastcfg bench --output outputs/bench
-	$(BIN)/fastcfg bench --compare benchmarks/results outputs/bench
+	$(BIN)/fastcfg bench --compare benchmarks/results outputs/bench --repeat
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.bench_guided_step``: whole guided steps, passes batched, one by one, skipped.
+"""Whole guided steps: passes batched, one by one, skipped.
 
 Small denoisers of diffusers' architectures with random weights run a few steps of a flow sampler. All contestants take
 turns in one process; what differs is how many passes they run and how.
@@ -6,35 +6,31 @@ turns in one process; what differs is how many passes they run and how.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
-from rich.console import Console
-from rich.progress import track
+from rich.markdown import Markdown
 from torch import Tensor
 
 from fastcfg import CFG, GatedCFG, GuidedDenoiser, Rule, Sampler, State, schedules
-from fastcfg.files import write_atomically
 
+from .environment import Environment
 from .export_models import ARCHITECTURES
 from .peers import Call
-from .race import HostTimer, summarise, take_turns
-from .report import Environment
+from .race import HostTimer, Timer, summarise, take_turns, wait_for
+from .records import Record, markdown_table
+from .sections import Measured, Plan, Progress, wanted
 
-__all__ = ["Row", "Setting", "contestants", "settings"]
+__all__ = ["Row", "Setting", "contestants", "measure", "section", "settings"]
 
-RESULTS = Path(__file__).parent / "results"
+KIND = "guided-step"
 STEPS, SCALE = 8, 5.0
 SAMPLER = Sampler.flow(
     [1 - k / STEPS for k in range(STEPS + 1)], timesteps=[1000 * (1 - k / STEPS) for k in range(STEPS)]
 )
 REFERENCE = "batched"
-app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True)
@@ -55,15 +51,15 @@ class Setting:
         return "×".join(map(str, self.x.shape))
 
 
-def settings() -> Iterator[Setting]:
+def settings(device: str = "cpu") -> Iterator[Setting]:
     """The models: a U-Net, two image transformers, a video transformer."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator).to(device)
 
     grid = torch.stack([torch.zeros(256), torch.arange(256.0) // 16, torch.arange(256.0) % 16], 1)
-    text = torch.zeros(8, 3)
+    grid, text = grid.to(device), torch.zeros(8, 3, device=device)
     inputs: dict[str, tuple[Tensor, Callable[[], dict[str, Tensor]]]] = {
         "unet": (draw(1, 4, 16, 16), lambda: {"encoder_hidden_states": draw(1, 8, 16)}),
         "sd3": (
@@ -84,10 +80,10 @@ def settings() -> Iterator[Setting]:
     for name, (x, condition) in inputs.items():
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            module = ARCHITECTURES[name]().eval().requires_grad_(False)
+            module = ARCHITECTURES[name]().eval().requires_grad_(False).to(device)
 
         def model(x: Tensor, t: Any, module: torch.nn.Module = module, first: str = name, **kwargs: Any) -> Any:
-            when = torch.full(x.shape[:1], float(t))
+            when = torch.full(x.shape[:1], float(t), device=x.device)
             if first == "unet":
                 return module(x, when, **kwargs)
             return module(hidden_states=x, timestep=when, **kwargs)
@@ -150,7 +146,8 @@ class Row:
     """One contestant with one model; times in milliseconds a step.
 
     Attributes:
-        passes: of the model in a run, out of ``full``; ratio: its time ÷ batched, the median over rounds.
+        passes: of the model in a run, out of ``full``; ratio: its time ÷ batched, the median over rounds; its
+            percentiles likewise.
     """
 
     model: str
@@ -163,74 +160,50 @@ class Row:
     p80: float
     ratio: float
     rounds: int
+    ratio_p20: float
+    ratio_p80: float
 
 
-def measure(rounds: int, progress: Callable[[Sequence[Setting]], Any]) -> list[Row]:
-    """All rows."""
-    rows = []
-    with torch.no_grad():
-        for setting in progress(list(settings())):
-            racing = contestants(setting)
-            times = take_turns({n: call for n, (call, _) in racing.items()}, HostTimer(), rounds=rounds)["time"]
-            for name, summary in summarise(times, REFERENCE).items():
-                spread = (summary.p20 / STEPS, summary.p50 / STEPS, summary.p80 / STEPS)
-                rows.append(
-                    Row(
-                        setting.name, setting.size, name, racing[name][1], 2 * STEPS, *spread, summary.ratio,
-                        summary.rounds,
-                    )
-                )  # fmt: skip
-    return rows
+def measure(setting: Setting, timer: Timer, rounds: int) -> list[Row]:
+    """Every contestant with one model."""
+    racing = contestants(setting)
+    calls = {name: call for name, (call, _) in racing.items()}
+    (times,) = take_turns(calls, timer, rounds=rounds, warmup=1).values()
+    return [
+        Row(
+            setting.name, setting.size, name, racing[name][1], 2 * STEPS, found.p20 / STEPS, found.p50 / STEPS,
+            found.p80 / STEPS, found.ratio, found.rounds, found.ratio_p20, found.ratio_p80,
+        )
+        for name, found in summarise(times, REFERENCE).items()
+    ]  # fmt: skip
 
 
 def to_markdown(rows: Sequence[Row], environment: Environment) -> str:
     """The environment and all rows."""
-    versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
-    lines = [
-        f"# A guided step on {environment.hardware} ({environment.device}, threads: {environment.threads})",
-        "",
-        f"Commit {environment.commit}; {versions}.",
-        "",
+    header = ("model", "latent", "contestant", "passes", "ms a step", "÷ batched")
+    lines = [(r.model, r.shape, r.contestant, f"{r.passes}/{r.full}", f"{r.p50:.2f}", f"{r.ratio:.2f}") for r in rows]
+    parts = [
+        f"# A guided step on {environment.label}",
+        environment.origin,
         f"Small models of diffusers with random weights, {STEPS} steps of a flow sampler, CFG. Contestants take turns "
         "in one process; milliseconds are medians of a step, and a ratio is the median over rounds of the contestant's "
-        "time ÷ batched's.",
-        "",
-        "| model | latent | contestant | passes | ms a step | ÷ batched |",
-        "|---|---|---|---:|---:|---:|",
+        "time ÷ batched's. *By hand* is the loop of a pipeline: concatenate, call, split, combine, step.",
+        markdown_table(header, lines),
     ]
-    lines += [
-        f"| {r.model} | {r.shape} | {r.contestant} | {r.passes}/{r.full} | {r.p50:.2f} | {r.ratio:.2f} |" for r in rows
-    ]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
-@app.command()
-def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which each contestant runs once.")] = 30,
-    output: Annotated[Path, typer.Option(help="Folder for the JSON and Markdown.")] = RESULTS,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's.")] = None,
-) -> None:
-    """Time whole guided steps on the CPU; writes guided-step-cpu-Nthreads.json and .md."""
-    if threads:
-        torch.set_num_threads(threads)
-
-    def progress(items: Sequence[Setting]) -> Any:
-        return track(items, "models", console=Console(stderr=True))
-
-    rows = measure(rounds, progress)
-    environment = Environment.of("cpu")
+def section(plan: Plan, progress: Progress) -> Measured:
+    """The section of ``fastcfg bench``."""
+    timer = HostTimer(wait_for(plan.device))
+    rows: list[Row] = []
+    with torch.no_grad():
+        for setting in settings(plan.device):
+            if wanted(plan, KIND, setting.name):
+                progress(setting.name)
+                rows += measure(setting, timer, plan.rounds_of(30 if plan.full else 5))
+    environment = Environment.of(plan.device)
     text = to_markdown(rows, environment)
-    data = {
-        "schema": 1,
-        "unit": "ms a step",
-        "environment": asdict(environment),
-        "rows": [asdict(row) for row in rows],
-    }
-    stem = f"guided-step-{environment.name}"
-    write_atomically(output / f"{stem}.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-    write_atomically(output / f"{stem}.md", text)
-    Console(width=160).print(text, highlight=False, markup=False)
-
-
-if __name__ == "__main__":
-    app()
+    more = {"schema": 1, "unit": "ms a step"}
+    record = Record(KIND, f"{KIND}-{environment.name}", environment, [asdict(row) for row in rows], text, more)
+    return Measured(record, [Markdown(text)])

@@ -155,7 +155,6 @@ RULES: tuple[Contest, ...] = (
         },
     ),
 )
-QUICK = ("CFG", "CFG + rescale 0.7", "PerpNeg")
 
 
 @dataclass(frozen=True)
@@ -199,15 +198,13 @@ class Case:
         return f"{self.contest.name}-{'x'.join(map(str, self.shape))}-{self.dtype_name}"
 
 
-def cases(device: str, *, quick: bool = False, full: bool = False) -> Iterator[Case]:
+def cases(device: str, *, full: bool = False) -> Iterator[Case]:
     """The cases of a device: float16 on CUDA only, where samplers use it.
 
     Args:
-        quick: three of the rules; full: all shapes.
+        full: all shapes.
     """
     for contest in RULES:
-        if quick and contest.name not in QUICK:
-            continue
         for shape in (*SHAPES, *MORE_SHAPES) if full else SHAPES:
             for name in DTYPES:
                 if name != "fp16" or device == "cuda":

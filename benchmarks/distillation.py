@@ -184,6 +184,7 @@ def main(
         other = cfg_students_gap(students["perp-neg"][0], students["full"][1])
     environment = Environment.of("cpu")
     data: dict[str, Any] = {
+        "kind": "distillation",
         "environment": asdict(environment),
         "steps": steps,
         "findings": {name: to_json(one) for name, one in found.items()},

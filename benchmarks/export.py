@@ -8,12 +8,10 @@ Stable Diffusion 1.5 (860 million parameters, about 8 GB of memory); ``--resume`
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import gc
 import json
-import platform
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +25,15 @@ from fastcfg import APG, CFG, TCFG, PerpNeg
 from fastcfg.demo.checkpoint import load_denoiser
 from fastcfg.files import write_atomically
 
-from .export_models import ARCHITECTURES, SD15
+from .environment import Environment
+from .export_models import SD15, build
+from .records import read
 
 __all__ = ["main"]
 
 RESULTS = Path(__file__).parent / "results"
 CAPABILITY = "8.9"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "tensorrt-rtx")
 RULES: dict[str, fastcfg.Rule] = {
     "CFG": CFG(),
     "CFG, rescale 0.7": CFG(rescale=0.7),
@@ -43,15 +44,6 @@ RULES: dict[str, fastcfg.Rule] = {
 GUIDED = ("unet", "sdxl", "sd3", "flux", "wan")
 STUDENTS = ("lcm", "flux-guidance")
 LARGE = "SD 1.5-sized"
-
-
-def _model(name: str, dtype: torch.dtype) -> nn.Module:
-    torch.manual_seed(0)
-    model = ARCHITECTURES[name]().eval().requires_grad_(False)
-    for parameter in model.parameters():
-        if not parameter.any():
-            parameter.normal_(std=0.1)
-    return model.to(dtype)
 
 
 def _cases() -> list[tuple[str, str, torch.dtype, bool]]:
@@ -68,7 +60,7 @@ def _cases() -> list[tuple[str, str, torch.dtype, bool]]:
 
 
 def _row(
-    name: str, rule: str, model: nn.Module, folder: Path, *, build: bool, cases: Any = None, exact: bool | None = None
+    name: str, rule: str, model: nn.Module, folder: Path, *, plan: bool, cases: Any = None, exact: bool | None = None
 ) -> dict[str, Any]:
     with peak_memory() as peak:
         exported = export_onnx(model, RULES.get(rule), folder / f"{name}.onnx")
@@ -87,12 +79,12 @@ def _row(
         "ok": parity.ok,
         "difference": max(r.difference for r in parity.rows),
         "control": max(r.control for r in parity.rows),
-        "rows": [dataclasses.asdict(r) for r in parity.rows],
+        "rows": [asdict(r) for r in parity.rows],
     }
     path, module = exported.path, exported.module
     del exported, model, module
     gc.collect()
-    if build:
+    if plan:
         built = build_engine(path, capabilities=[CAPABILITY], force=True)
         row |= {
             "plan_s": built.sidecar.seconds,
@@ -109,7 +101,7 @@ def _demo(folder: Path) -> dict[str, Any]:
     from fastcfg_export.demo_sampling import sample_demo
 
     model, _ = load_denoiser()
-    row = _row("demo", "CFG, rescale 0.7", model, folder, build=True)
+    row = _row("demo", "CFG, rescale 0.7", model, folder, plan=True)
     sampled = sample_demo(Engine(folder / "demo.onnx"), model, folder)
     write_atomically(RESULTS / "export-demo.png", sampled.picture.read_bytes())
     return row | {"sampling": {**vars(sampled), "picture": "export-demo.png"}}
@@ -126,25 +118,16 @@ def _sd15(folder: Path) -> dict[str, Any]:
     finally:
         torch.set_default_dtype(before)
     small = [({"batch": 1, "tokens": 77, "height": 16, "width": 24}, {"scale": 7.5})]
-    return _row(LARGE, "CFG, rescale 0.7", model, folder, build=True, cases=small)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in ("torch", "onnx", "onnxscript", "onnxruntime", "tensorrt_rtx", "diffusers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return _row(LARGE, "CFG, rescale 0.7", model, folder, plan=True, cases=small)
 
 
 def to_markdown(data: dict[str, Any]) -> str:
     """The tables of a result."""
+    environment = Environment(**data["environment"])
     lines = [
         "# Guidance inside exported graphs",
         "",
-        "Written by `python -m benchmarks.export`. " + ", ".join(f"{k} {v}" for k, v in data["versions"].items()) + ".",
+        f"Written by `python -m benchmarks.export` on {environment.label}. {environment.origin}",
         "",
         "Every graph passed ONNX's checker. *Difference*: ONNX Runtime and eager torch, the largest over several sizes",
         "(batch, tokens, height, width, frames) and scales (1, 7.5, 15), in units of the dtype (`eps * max|eager|`).",
@@ -197,11 +180,12 @@ def main() -> None:
     target = RESULTS / "export.json"
     rows: list[dict[str, Any]] = []
     if target.exists() and (options.resume or options.only):
-        rows = [row for row in json.loads(target.read_text())["rows"] if row["model"] != options.only]
+        rows = [row for row in read(target, ("export-parity",))["rows"] if row["model"] != options.only]
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
-        data = {"versions": _versions(), "capability": CAPABILITY, "rows": rows}
+        environment = asdict(Environment.of("cpu", *PACKAGES))
+        data = {"kind": "export-parity", "environment": environment, "capability": CAPABILITY, "rows": rows}
         write_atomically(target, json.dumps(data, indent=1) + "\n")
         write_atomically(RESULTS / "export.md", to_markdown(data))
 
@@ -213,9 +197,9 @@ def main() -> None:
 
         if wanted("demo", "CFG, rescale 0.7", torch.float32):
             add(_demo(Path(folder)))
-        for name, rule, dtype, build in _cases():
+        for name, rule, dtype, plan in _cases():
             if wanted(name, rule, dtype):
-                add(_row(name, rule, _model(name, dtype), Path(folder), build=build))
+                add(_row(name, rule, build(name, dtype), Path(folder), plan=plan))
         if (options.sd15 or options.only == LARGE) and wanted(LARGE, "CFG, rescale 0.7", torch.float16):
             add(_sd15(Path(folder)))
 

@@ -9,7 +9,7 @@ import torch
 from fastcfg_export import Axis, GraphModel, Input
 from torch import Tensor, nn
 
-__all__ = ["ARCHITECTURES", "SD15", "Toy", "toy"]
+__all__ = ["ARCHITECTURES", "SD15", "Toy", "build", "toy"]
 
 
 class Toy(nn.Module):
@@ -55,10 +55,10 @@ def _unet(**options: Any) -> nn.Module:
     return UNet2DConditionModel(**{**small, **options})
 
 
-def _sdxl() -> nn.Module:
+def _sdxl(**options: Any) -> nn.Module:
     # 16 of pooled text and 6 ids of 8.
     added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
-    return _unet(**added, projection_class_embeddings_input_dim=64, use_linear_projection=True)
+    return _unet(**added, projection_class_embeddings_input_dim=64, use_linear_projection=True, **options)
 
 
 def _sd3() -> nn.Module:
@@ -109,7 +109,7 @@ def _wan() -> nn.Module:
     )
 
 
-ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "unet": _unet,
     "sdxl": _sdxl,
     "sd3": _sd3,
@@ -119,6 +119,18 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "flux-guidance": lambda: _flux(guidance_embeds=True),
 }
 """Constructors by name; the last two are students, which take a scale themselves."""
+
+
+def build(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> nn.Module:
+    """One of them, always with the same weights; what training begins at zero, which would hide its inputs, is not."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ARCHITECTURES[name](**options).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    return model if dtype == torch.float32 else model.to(dtype)
+
 
 SD15: dict[str, Any] = {
     "sample_size": 64,

@@ -201,6 +201,7 @@ def main(
     environment = Environment.of("cpu")
     text = to_markdown(rows, settings, environment)
     data = {
+        "kind": "gating",
         "schema": 1,
         "settings": settings,
         "environment": asdict(environment),

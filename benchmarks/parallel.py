@@ -117,7 +117,9 @@ def main(
         ]
     )
     output.mkdir(parents=True, exist_ok=True)
-    body = json.dumps({"environment": vars(env), "batch": batch, "rows": rows}, indent=1, default=dict)
+    body = json.dumps(
+        {"kind": "parallel", "environment": vars(env), "batch": batch, "rows": rows}, indent=1, default=dict
+    )
     for suffix, content in ((".json", body + "\n"), (".md", text)):
         write_atomically(output / f"parallel-{env.device}{suffix}", content)
         typer.echo(f"wrote {output / f'parallel-{env.device}{suffix}'}")

@@ -20,7 +20,18 @@ from torch import Tensor
 
 from .peers import Call
 
-__all__ = ["CudaTimer", "HostTimer", "Summary", "Timer", "WrongResult", "check", "race", "summarise", "take_turns"]
+__all__ = [
+    "CudaTimer",
+    "HostTimer",
+    "Summary",
+    "Timer",
+    "WrongResult",
+    "check",
+    "race",
+    "summarise",
+    "take_turns",
+    "wait_for",
+]
 
 LIMITS = {torch.bfloat16: 6.0, torch.float16: 6.0, torch.float32: 1000.0, torch.float64: 1000.0}
 """Largest error of a contestant, in roundings of its output's dtype.
@@ -43,12 +54,25 @@ class Timer(Protocol):
         """Run ``call`` once. The reading, in milliseconds by metric, is taken when the round is over."""
 
 
+def wait_for(device: str) -> Callable[[], None]:
+    """What waits until a device has done what it was given."""
+    return torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
 class HostTimer:
-    """Wall time of a call on the CPU, as ``time``."""
+    """Wall time of a call, as ``time``: on the CPU, or until the device has done it.
+
+    Args:
+        wait: for the device; see :func:`wait_for`.
+    """
+
+    def __init__(self, wait: Callable[[], None] = lambda: None) -> None:
+        self._wait = wait
 
     def measure(self, call: Call) -> Reading:
         start = time.perf_counter_ns()
         call()
+        self._wait()
         elapsed = (time.perf_counter_ns() - start) / 1e6
         return lambda: {"time": elapsed}
 

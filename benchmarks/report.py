@@ -1,90 +1,23 @@
-"""Results as rows, JSON, CSV, Markdown and a table."""
+"""The kernels' results as rows, Markdown and a table."""
 
 from __future__ import annotations
 
-import csv
-import importlib.metadata
-import io
-import json
-import platform
-import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
 
-import torch
 from rich.table import Table
-
-from fastcfg.files import write_atomically
 
 from .cases import REFERENCE, Case
 from .counting import Work
+from .environment import Environment
 from .race import Summary
+from .records import Record, markdown_table
 from .rows import Row, Target, target
 
 __all__ = ["Environment", "Report"]
 
+KIND = "kernels"
 SCHEMA = 2
-
-
-@dataclass(frozen=True)
-class Environment:
-    """Where it was measured."""
-
-    device: str
-    hardware: str
-    threads: int
-    commit: str
-    versions: Mapping[str, str]
-
-    @staticmethod
-    def of(device: str) -> Environment:
-        """This process's."""
-        packages = ("torch", "numpy", "diffusers", *(("triton",) if device == "cuda" else ()))
-        versions = {"python": platform.python_version()}
-        for package in ("fastcfg", *packages):
-            try:
-                versions[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        hardware = torch.cuda.get_device_name() if device == "cuda" else _processor()
-        return Environment(device, hardware, torch.get_num_threads(), _commit(), versions)
-
-    @property
-    def label(self) -> str:
-        """The hardware and, on a CPU, the threads."""
-        plural = "s" * (self.threads != 1)
-        return f"{self.hardware}, {self.threads} thread{plural}" if self.device == "cpu" else self.hardware
-
-    @property
-    def name(self) -> str:
-        """A file name's stem: ``cpu-2threads``, or the GPU's name."""
-        if self.device == "cpu":
-            return f"cpu-{self.threads}thread{'s' * (self.threads != 1)}"
-        return "-".join("".join(ch if ch.isalnum() else " " for ch in self.hardware).lower().split())
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def _commit() -> str:
-    """The commit of the sources, with ``+`` where the packages differ from it."""
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", "fastcfg", "kernels")
-        return git("rev-parse", "--short=12", "HEAD") + "+" * bool(changed)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 @dataclass
@@ -148,38 +81,13 @@ class Report:
         found = (target(row, self.environment.device) for _, row in self.pairs())
         return [t for t in found if t is not None]
 
-    def _records(self) -> list[dict[str, Any]]:
-        """Rows, each with all that identifies it."""
+    def record(self) -> Record:
+        """The rows, each with all that identifies it, and who was left out."""
         where = {**asdict(self.environment), "cache": self.cache}
-        return [{**row.to_dict(), **where} for row in self.rows]
-
-    def to_json(self) -> str:
-        """A JSON object, one row a line."""
-        rows = [json.dumps(record, ensure_ascii=False) for record in self._records()]
         left_out = [{"case": case, "provider": who, "reason": why} for case, who, why in self.left_out]
-        head = {
-            "schema": SCHEMA,
-            "unit": "ms",
-            "cache": self.cache,
-            "environment": asdict(self.environment),
-            "left_out": left_out,
-        }
-        return (
-            json.dumps(head, indent=1, ensure_ascii=False)[:-2] + ',\n "rows": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
-        )
-
-    def to_csv(self) -> str:
-        """A line a row under a line of names; versions are columns of their own."""
-        records = [
-            {**record, "shape": "x".join(map(str, record["shape"])), **record.pop("versions")}
-            for record in self._records()
-        ]
-        text = io.StringIO()
-        if records:
-            writer = csv.DictWriter(text, records[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(records)
-        return text.getvalue()
+        more = {"schema": SCHEMA, "unit": "ms", "cache": self.cache, "left_out": left_out}
+        rows = [{**row.to_dict(), **where} for row in self.rows]
+        return Record(KIND, self.name, self.environment, rows, self.to_markdown(), more)
 
     def _lines(self) -> Iterator[tuple[str, ...]]:
         return (_line(own, peer) for own, peer in self.pairs())
@@ -187,10 +95,9 @@ class Report:
     def to_markdown(self) -> str:
         """Environment, targets, where a peer is faster, and every pair; no row is dropped for its result."""
         env = self.environment
-        versions = ", ".join(f"{name} {version}" for name, version in env.versions.items())
         parts = [
             f"# Guidance on {env.label} ({env.device}, {self.cache} cache)",
-            f"Commit {env.commit}; {versions}.",
+            env.origin,
             "Contestants take turns in one process; milliseconds are medians, and a ratio is the median over rounds of "
             "the peer's time ÷ fastcfg's: above 1 fastcfg is faster. Of each pair, fastcfg / peer: the kernels of a "
             "call; the megabytes that these read and write, from memory or a cache; what they move in a second as a "
@@ -204,13 +111,13 @@ class Report:
                 (t.what, t.row.size, t.row.dtype, f"≥ {t.least:.2f}", f"{t.row.ratio:.2f}", _yes(t.met))
                 for t in targets
             ]
-            parts += ["## Targets", _table(("target", "shape", "dtype", "ratio asked", "ratio", "met"), rows)]
+            parts += ["## Targets", markdown_table(("target", "shape", "dtype", "ratio asked", "ratio", "met"), rows)]
         lost = sorted((pair for pair in self.pairs() if pair[1].ratio < 1), key=lambda pair: pair[1].ratio)
         parts += ["## Where fastcfg is slower"]
-        parts += [_table(HEADER, (_line(*pair) for pair in lost)) if lost else "Nowhere, of these cases."]
-        parts += ["## All", _table(HEADER, self._lines())]
+        parts += [markdown_table(HEADER, (_line(*pair) for pair in lost)) if lost else "Nowhere, of these cases."]
+        parts += ["## All", markdown_table(HEADER, self._lines())]
         if self.left_out:
-            parts += ["## Left out", _table(("case", "contestant", "why"), self.left_out)]
+            parts += ["## Left out", markdown_table(("case", "contestant", "why"), self.left_out)]
         return "\n\n".join(parts) + "\n"
 
     def table(self) -> Table:
@@ -219,14 +126,6 @@ class Report:
         for own, peer in self.pairs():
             table.add_row(*_line(own, peer), style=None if peer.ratio >= 1 else "yellow")
         return table
-
-    def write(self, folder: Path) -> list[Path]:
-        """JSON, CSV and Markdown into a folder, each of them whole or not at all."""
-        written = []
-        for suffix, text in ((".json", self.to_json()), (".csv", self.to_csv()), (".md", self.to_markdown())):
-            written.append(folder / (self.name + suffix))
-            write_atomically(written[-1], text)
-        return written
 
 
 HEADER = (
@@ -263,8 +162,3 @@ def _ms(value: float) -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "**no**"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import run
+from benchmarks import kernels
 from benchmarks.caches import copies, copy_call, in_turn, last_level_cache, rotations
 from benchmarks.cases import RULES, Case, contestants, draw, exact
 from benchmarks.graphs import GraphTimer, capture
@@ -128,8 +128,8 @@ def test_graph_race_leaves_out_who_cannot_be_captured() -> None:
         return predictions["cond"]
 
     bound = {name: [found[name](predictions)] for name in ("fastcfg", "eager")}
-    bound |= {"waits": [waits], run.COPY: [copy_call(CASE.least, "cpu")]}
-    run.graph_race(CASE, bound, exact(CASE, predictions), report, {}, 2, cuda)
+    bound |= {"waits": [waits], kernels.COPY: [copy_call(CASE.least, "cpu")]}
+    kernels.graph_race(CASE, bound, exact(CASE, predictions), report, {}, 2, cuda)
     assert [(row.provider, row.metric, row.p50, row.copy) for row in report.rows] == [
         ("fastcfg", "graph", 2.0, 2.0),
         ("eager", "graph", 2.0, 2.0),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.bench_guided_step import STEPS, Row, contestants, settings, to_markdown
-from benchmarks.report import Environment
+from benchmarks.environment import Environment
 
 pytest.importorskip("diffusers")
 
@@ -26,6 +26,6 @@ def test_passes_and_results() -> None:
 
 
 def test_a_table_has_every_row() -> None:
-    rows = [Row("m", "1×4", name, 12, 2 * STEPS, 1.0, 2.0, 3.0, 0.75, 5) for name in ("batched", "gated")]
+    rows = [Row("m", "1×4", name, 12, 2 * STEPS, 1.0, 2.0, 3.0, 0.75, 5, 0.7, 0.8) for name in ("batched", "gated")]
     text = to_markdown(rows, Environment("cpu", "a CPU", 2, "abc", {"torch": "2.13"}))
-    assert "| m | 1×4 | gated | 12/16 | 2.00 | 0.75 |" in text and "threads: 2" in text
+    assert "| m | 1×4 | gated | 12/16 | 2.00 | 0.75 |" in text and "2 threads" in text

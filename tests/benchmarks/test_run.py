@@ -11,13 +11,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import run
+from benchmarks import kernels, run
 from benchmarks.caches import rotations
 from benchmarks.cases import RULES, Case, contestants, draw
 from benchmarks.counting import Work
+from benchmarks.environment import Environment
 from benchmarks.race import HostTimer, Summary
-from benchmarks.report import Environment, Report
+from benchmarks.report import Report
 from benchmarks.rows import Row, Target
+from benchmarks.sections import Plan
 
 CASE = Case(RULES[1], (1, 4, 64, 64), "fp32")
 WHERE = Environment("cpu", "a processor", 2, "abc", {"torch": "2"})
@@ -39,9 +41,10 @@ def report(**ratios: float) -> Report:
 def test_json_rows_carry_their_whole_key() -> None:
     made = report(eager=0.5)
     made.left_out.append(("a case", "a | peer", "why"))
-    data = json.loads(made.to_json())
+    data = json.loads(made.record().to_json())
     assert (
-        data["schema"] == 2
+        data["kind"] == "kernels"
+        and data["schema"] == 2
         and data["cache"] == "hot"
         and data["unit"] == "ms"
         and data["left_out"][0]["reason"] == "why"
@@ -67,12 +70,12 @@ def test_json_rows_carry_their_whole_key() -> None:
 
 def test_csv_has_the_rows_of_the_json() -> None:
     made = report(eager=0.5, slow=2.0)
-    lines = list(csv.DictReader(made.to_csv().splitlines()))
-    rows = json.loads(made.to_json())["rows"]
+    lines = list(csv.DictReader(made.record().to_csv().splitlines()))
+    rows = json.loads(made.record().to_json())["rows"]
     assert [line["provider"] for line in lines] == [row["provider"] for row in rows]
     assert lines[1]["shape"] == "1x4x64x64" and lines[1]["torch"] == "2" and float(lines[1]["ratio"]) == 0.5
     assert lines[0]["moved"] == "" and int(lines[1]["moved"]) == 2 * CASE.least
-    assert Report(WHERE).to_csv() == ""
+    assert Report(WHERE).record().to_csv() == ""
 
 
 def test_share_of_the_copy() -> None:
@@ -134,14 +137,16 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
         found = contestants(case, strategies=strategies)
         return {name: bind for name, bind in found.items() if "compile" not in name}
 
-    monkeypatch.setattr(run, "contestants", quick)
+    monkeypatch.setattr(kernels, "contestants", quick)
     chosen = [Case(RULES[1], (1, 4, 8, 8), "fp32")]
-    monkeypatch.setattr(run, "cases", lambda device, quick, full: iter(chosen))
+    monkeypatch.setattr(kernels, "cases", lambda device, full: iter(chosen))
     return chosen
 
 
 def test_tiny_run(tiny: list[Case], tmp_path: Path) -> None:
-    result = CliRunner().invoke(run.app, ["--quick", "--output", str(tmp_path), "--rounds", "2", "--threads", "1"])
+    result = CliRunner().invoke(
+        run.app, ["--section", "kernels", "--output", str(tmp_path), "--rounds", "2", "--threads", "1"]
+    )
     assert result.exit_code == 0, result.output
     data = json.loads((tmp_path / "cpu-1thread.json").read_text())
     assert {row["provider"] for row in data["rows"]} >= {"fastcfg", "eager"} and not data["left_out"]
@@ -151,14 +156,14 @@ def test_tiny_run(tiny: list[Case], tmp_path: Path) -> None:
     assert own["launches"] == 1 and own["moved"] == 5 * 4 * 8 * 8 * 4 and own["share"] > 0
     assert all(row["launches"] > 5 and row["moved"] > own["moved"] for row in others)
     suffixes = ["csv", "json", "md", *(f"{p}.{s}" for p in ("ratios-fp32", "roofline") for s in ("png", "svg"))]
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        f"cpu-1thread{'-' if '.' in s else '.'}{s}" for s in suffixes
-    )
+    written = {f"cpu-1thread{'-' if '.' in s else '.'}{s}" for s in suffixes} | {"report.html"}
+    assert {p.name for p in tmp_path.iterdir()} == written
+    assert data["seconds"] > 0 and "kernels (guidance alone, every rule)" in result.output
 
 
 def test_cold_run_uses_every_copy(tiny: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
     size = 2 * tiny[0].least // 3
-    monkeypatch.setattr(run, "last_level_cache", lambda device: 3 * size)
+    monkeypatch.setattr(kernels, "last_level_cache", lambda device: 3 * size)
     seen: set[int] = set()
 
     def watched(case: Case, *, strategies: bool):
@@ -168,8 +173,8 @@ def test_cold_run_uses_every_copy(tiny: list[Case], monkeypatch: pytest.MonkeyPa
 
         return {"fastcfg": bind}
 
-    monkeypatch.setattr(run, "contestants", watched)
-    made = run.measure(tiny, "cpu", HostTimer(), strategies=False, rounds=8, cold=True)
+    monkeypatch.setattr(kernels, "contestants", watched)
+    made = kernels.measure(tiny, Plan(rounds=8, cold=True), HostTimer())
     assert made.cache == "cold" and len(seen) == rotations(size, 3 * size) == 4
 
 
@@ -177,7 +182,7 @@ def test_run_with_strategies_as_on_a_gpu(tiny: list[Case]) -> None:
     pytest.importorskip("triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     large = replace(tiny[0], shape=(1, 20_000))
-    made = run.measure([tiny[0], large], device, HostTimer(), strategies=True, rounds=1)
+    made = kernels.measure([tiny[0], large], Plan(device=device, rounds=1), HostTimer(), strategies=True)
     by_shape = [{r.provider for r in made.rows if r.shape == case.shape} for case in (tiny[0], large)]
     assert {"fastcfg row", "fastcfg two_launch"} <= by_shape[0]
     assert "fastcfg two_launch" in by_shape[1] and "fastcfg row" not in by_shape[1]
@@ -200,17 +205,23 @@ def test_a_wrong_peer_is_reported_and_a_wrong_fastcfg_ends_the_run(
 
         return some
 
-    monkeypatch.setattr(run, "contestants", wrong("eager"))
-    made = run.measure(tiny, "cpu", HostTimer(), strategies=False, rounds=1)
+    monkeypatch.setattr(kernels, "contestants", wrong("eager"))
+    made = kernels.measure(tiny, Plan(rounds=1), HostTimer())
     assert [r.provider for r in made.rows] == ["fastcfg"] and made.left_out[0][1] == "eager"
-    monkeypatch.setattr(run, "contestants", wrong("fastcfg"))
-    result = CliRunner().invoke(run.app, ["--output", str(tmp_path), "--rounds", "1"])
+    monkeypatch.setattr(kernels, "contestants", wrong("fastcfg"))
+    result = CliRunner().invoke(run.app, ["--section", "kernels", "--output", str(tmp_path), "--rounds", "1"])
     assert result.exit_code == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--rule", "nothing"], "nothing"), (["--device", "tpu"], "tpu"), (["--rounds", "0"], "rounds")],
+    [
+        (["--rule", "nothing"], "nothing"),
+        (["--section", "nothing"], "nothing"),
+        (["--device", "tpu"], "tpu"),
+        (["--rounds", "0"], "rounds"),
+        (["--repeat"], "compare"),
+    ],
 )
 def test_bad_arguments(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(run.app, arguments)

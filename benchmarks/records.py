@@ -1,0 +1,104 @@
+"""Result files: what was measured and where, as JSON, CSV and Markdown; their ``kind`` says what the rows are."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastcfg.files import write_atomically
+
+from .environment import Environment
+
+__all__ = ["OtherKind", "Record", "markdown_table", "read"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One result.
+
+    Attributes:
+        kind: what the rows are of; name: the stem of the files.
+        rows: mappings with the same names, whose values are numbers, text, sequences of these or flat mappings.
+        text: the Markdown; more: further entries of the JSON.
+    """
+
+    kind: str
+    name: str
+    environment: Environment
+    rows: Sequence[Mapping[str, Any]]
+    text: str
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the JSON holds."""
+        head = {"kind": self.kind, **self.more, "environment": asdict(self.environment)}
+        return {**head, "rows": [dict(row) for row in self.rows]}
+
+    def to_json(self) -> str:
+        """A JSON object, one row a line."""
+        head = self.to_dict()
+        rows = [json.dumps(row, ensure_ascii=False) for row in head.pop("rows")]
+        begin = json.dumps(head, indent=1, ensure_ascii=False)[:-2]
+        return begin + ',\n "rows": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
+
+    def to_csv(self) -> str:
+        """A line a row under a line of names; a mapping's entries are columns of their own."""
+        flat = [_flat(row) for row in self.rows]
+        text = io.StringIO()
+        if flat:
+            writer = csv.DictWriter(
+                text, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n"
+            )
+            writer.writeheader()
+            writer.writerows(flat)
+        return text.getvalue()
+
+    def write(self, folder: Path) -> list[Path]:
+        """JSON, CSV and Markdown into a folder, each of them whole or not at all."""
+        written = []
+        for suffix, text in ((".json", self.to_json()), (".csv", self.to_csv()), (".md", self.text)):
+            written.append(folder / (self.name + suffix))
+            write_atomically(written[-1], text)
+        return written
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            flat |= value
+        else:
+            flat[name] = "x".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return flat
+
+
+class OtherKind(ValueError):
+    """A file whose kind is not the one asked for, or that has none."""
+
+
+def read(path: Path, kinds: Collection[str]) -> dict[str, Any]:
+    """A result file of one of these kinds.
+
+    Raises:
+        ValueError: naming the file, if it can't be read; :class:`OtherKind`, if it is of another kind.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a result file: {error}") from None
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if kind not in kinds:
+        found = f"its kind is {kind!r}" if kind else "it has no kind"
+        raise OtherKind(f"{path} is not a result file of {' or '.join(kinds)}: {found}")
+    return data  # type: ignore[no-any-return]
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table of Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
