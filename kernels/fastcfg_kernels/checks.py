@@ -62,7 +62,8 @@ def check_param(name: str, value: Any, batch: int, device: torch.device, check: 
             return check_param(name, value.item(), batch, device)
         if check and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name}: expected finite values, got {value.tolist()}")
-        return value[0] if value.dim() == 1 and batch != 1 and value.shape[0] == 1 else value
+        # One value for all samples takes the path of a value each, as it does for a batch of one.
+        return value.expand(batch) if value.dim() == 1 and value.shape[0] != batch else value
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number or a floating tensor, got {type(value).__name__}")
     number = float(value)

@@ -120,6 +120,7 @@ def guide_at_once(program: Program, predictions: Sequence[Any], values: Sequence
             or tensor.dtype is not dtype
             or not tensor.is_contiguous()
             or not tensor.is_cpu
+            or tensor.is_neg()
             or (tensor.requires_grad and torch.is_grad_enabled())
         ):
             return None
@@ -213,7 +214,8 @@ def guide_checked(
     results = [k for k, _ in targets]
     made = [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
     new = all([isinstance(t, torch.dtype) for _, t in targets])
-    if path == "cpp" and new and not elementwise and all([t.is_contiguous() for t in (*inputs, *made)]):
+    dense = all([t.is_contiguous() and not t.is_neg() for t in (*inputs, *made)])
+    if path == "cpp" and new and not elementwise and dense:
         # The shortest way, for calls whose time is their own overhead. A failure is met again below, and told.
         with suppress(RuntimeError):
             guide_cpp(program, inputs, values, made, results)

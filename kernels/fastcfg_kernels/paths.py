@@ -35,13 +35,14 @@ def run(
     if path == "triton" and run_triton(program, [*inputs, *elementwise], values, targets, results, strategy, forced):
         return
     path = "torch" if path == "triton" else path
+    inputs, elementwise = _as_stored(inputs), _as_stored(elementwise)
     rows, views = _rows([*inputs, *targets], elementwise)
     sources, destinations = rows[: len(inputs)], rows[len(inputs) :]
     acc = accumulator(inputs[0].dtype)
     for k, (row, target) in enumerate(zip(destinations, targets, strict=True)):
         # A reshape that had to copy leaves the target apart; native code reads an element and then writes it, and
         # knows no conversion between float64 and the others.
-        apart = row.data_ptr() != target.data_ptr()
+        apart = row.data_ptr() != target.data_ptr() or target.is_neg()
         foreign = path == "cpp" and (row.dtype == torch.float64) != (acc == torch.float64)
         if apart or foreign or (path in ("cpp", "inductor") and any(_collide(row, s, path) for s in sources)):
             destinations[k] = torch.empty(row.shape, dtype=acc if foreign else row.dtype, device=row.device)
@@ -56,7 +57,7 @@ def run(
         leave(program, path, error)
         _run_torch(program, sources, values, destinations, results)
     for row, destination, target in zip(rows[len(inputs) :], destinations, targets, strict=True):
-        if destination.data_ptr() != target.data_ptr():
+        if destination.data_ptr() != target.data_ptr() or target.is_neg():
             # The same order of elements as the rows were read in: the target's memory where it is dense.
             if row.data_ptr() == target.data_ptr():
                 row.copy_(destination)
@@ -75,7 +76,9 @@ def run_triton(
     dims: Sequence[int] | None = None,
 ) -> bool:
     """Run the Triton kernels on the tensors as they lie; whether that worked."""
-    apart = [torch.empty_like(t) if any(_collide(t, source, "triton") for source in inputs) else t for t in targets]
+    inputs = _as_stored(inputs)
+    collide = [t.is_neg() or any(_collide(t, source, "triton") for source in inputs) for t in targets]
+    apart = [torch.empty_like(t) if other else t for t, other in zip(targets, collide, strict=True)]
     try:
         triton_backend.guide_triton(program, inputs, values, apart, results, dims=dims, strategy=strategy)
     except Exception as error:
@@ -87,6 +90,11 @@ def run_triton(
         if own is not target:
             target.copy_(own)
     return True
+
+
+def _as_stored(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors with their values in memory: torch negates some views (a conjugate's imaginary part) as it reads."""
+    return [tensor.resolve_neg() for tensor in tensors]
 
 
 def _run_torch(
@@ -137,7 +145,9 @@ def _rows(tensors: Sequence[Tensor], elementwise: Sequence[Tensor]) -> tuple[lis
 
 def _collide(row: Tensor, source: Tensor, path: str) -> bool:
     """Whether writing ``row`` could change what is still to be read of ``source``."""
-    if row.untyped_storage().data_ptr() != source.untyped_storage().data_ptr():
+    one, other = row.untyped_storage(), source.untyped_storage()
+    # Memory that NumPy or another library lent may lie in several storages.
+    if one.data_ptr() >= other.data_ptr() + other.nbytes() or other.data_ptr() >= one.data_ptr() + one.nbytes():
         return False
     same = row.data_ptr() == source.data_ptr() and row.stride() == source.stride() and row.dtype == source.dtype
     return path == "inductor" or not same

@@ -117,6 +117,16 @@ def test_errors_name_the_argument(arguments: dict[str, Any], message: str, backe
             fastcfg.guide(CFG(3.0, rescale=0.5), **given, **arguments)
 
 
+@pytest.mark.parametrize("rule", [CFG(3.0), CFG(3.0, rescale=0.5)], ids=str)
+def test_one_value_in_a_tensor_gives_every_batch_the_same_bits(rule: CFG) -> None:
+    predictions = {"uncond": torch.randn(4, 7, dtype=torch.float64), "cond": torch.randn(4, 7, dtype=torch.float64)}
+    params = {"scale": torch.tensor([7.109375])}
+    whole = fastcfg.guide(rule, params=params, **predictions)
+    for b in range(4):
+        alone = {name: p[b : b + 1] for name, p in predictions.items()}
+        assert torch.equal(fastcfg.guide(rule, params=params, **alone), whole[b : b + 1])
+
+
 def test_nan_in_a_tensor_parameter_is_found_when_asked() -> None:
     scale = torch.tensor([1.0, float("nan")])
     with pytest.raises(ValueError, match="scale: expected finite values"):

@@ -54,12 +54,17 @@ def transposed(x: torch.Tensor) -> torch.Tensor:
     return x.transpose(1, -1).contiguous().transpose(1, -1)
 
 
+def negated(x: torch.Tensor) -> torch.Tensor:
+    """A view that torch negates as it reads: in memory stands the opposite."""
+    return torch.view_as_complex(torch.stack([torch.full_like(x, float("nan")), -x], -1)).conj().imag
+
+
 def batch_last(x: torch.Tensor) -> torch.Tensor:
     return x.movedim(0, -1).contiguous().movedim(-1, 0)
 
 
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    f.__name__: f for f in (channels_last, inside, last_slice, transposed, batch_last)
+    f.__name__: f for f in (channels_last, inside, last_slice, transposed, batch_last, negated)
 }
 
 
@@ -125,6 +130,20 @@ def test_out_may_be_any_input(rule: Rule, backend: str, dtype: torch.dtype) -> N
         half = stacked[shape[0] : 2 * shape[0]]
         fastcfg.guide(rule, stacked, backend=backend, out=half)
         assert torch.equal(half, expected)
+
+
+@by_backend
+@by_rule
+def test_out_may_share_memory_that_numpy_lent(rule: Rule, backend: str) -> None:
+    """Its storage is another one."""
+    tensors = draw(rule, (2, 3000))
+    expected = fastcfg.guide(rule, backend=backend, **tensors)
+    lent = torch.empty(6004).numpy()
+    first = next(iter(tensors))
+    given = {**tensors, first: torch.from_numpy(lent[4:]).view(2, 3000).copy_(tensors[first])}
+    out = torch.from_numpy(lent[:-4]).view(2, 3000)
+    fastcfg.guide(rule, backend=backend, out=out, **given)
+    assert torch.equal(out, expected)
 
 
 @by_backend
