@@ -47,6 +47,21 @@ def test_a_sample_does_not_depend_on_its_batch_mates(case: Case, shape: tuple[in
             assert torch.equal(alone, whole[b : b + 1]), f"sample {b}"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_results_that_go_past_the_caches_have_the_same_bits(dtype: torch.dtype) -> None:
+    # All samples are more than STREAM, one is less; not every one of them starts where a vector may be streamed to.
+    case = BY_NAME["CFG(rescale)"]
+    for size in (480_000, 480_007):
+        predictions = draw(case, (12, size), dtype)
+        whole = run(case.rule, predictions, "cpp")
+        apart = torch.empty(12 * size + 3, dtype=dtype)[3:].view(12, size)
+        fastcfg.guide(case.rule, **predictions, out=apart, backend="cpp")
+        assert torch.equal(apart, whole)
+        for b in (0, 1, 11):
+            alone = run(case.rule, {name: p[b : b + 1].clone() for name, p in predictions.items()}, "cpp")
+            assert torch.equal(alone, whole[b : b + 1]), f"sample {b} of {size}"
+
+
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_threads_do_not_show_in_the_bits(count: int) -> None:
     case = BY_NAME["PerpNeg_2+rescale_std"]

@@ -160,11 +160,16 @@ class _Writer:
             body += rows
             results[:1] = [f"row{r}" for r in range(p.rows)]
         outs = "".join(f"{t}* o{k}, " for k, (_, t) in enumerate(self.targets))
-        text = [f"static void combine({self.pointers()}, {outs}const double* w{self.space()}) {{"]
+        text = ["template <bool STREAMED>"]
+        text.append(f"static void combine({self.pointers()}, {outs}const double* w{self.space()}) {{")
         text.append("const int64_t whole = size / LANES * LANES, rest = size - whole;")
         text += [f"[[maybe_unused]] const vec w{k} = all(acc(w[{k}]));" for k in used]
         # An output may be one of the inputs: each element is read before it is written.
-        text += self._loop([*body, *(f"store(o{k} + i, {results[r]});" for k, (r, _) in enumerate(self.targets))])
+        stores = [
+            f"if constexpr (STREAMED) stream(o{k} + i, {results[r]}); else store(o{k} + i, {results[r]});"
+            for k, (r, _) in enumerate(self.targets)
+        ]
+        text += self._loop([*body, *stores])
         stores = [f"store_part(o{k} + whole, {results[r]}, rest);" for k, (r, _) in enumerate(self.targets)]
         return "\n".join([*text, *self._rest([*body, *stores]), "}"])
 
@@ -180,6 +185,8 @@ class _Writer:
         if self.program.affine:
             last = len(self.program.params)
             values = f", acc(given[{last - 2}]), acc(given[{last - 1}])"
+        sizes = " + ".join(f"sizeof({t})" for t in [*self.types, *(t for _, t in self.targets)])
+        aligned = "".join(f" && streams(o{k}) && (rows == 1 || streams(o{k} + os{k}))" for k in outs)
         reduces = self.program.reduces
         # A row that the mask leaves out whole counts as one element.
         amount = "sums.count > 1 ? sums.count : 1" if self.mask else "double(count)"
@@ -211,6 +218,7 @@ class _Writer:
         return f"""\
 extern "C" void guide({", ".join(arguments)}) {{
     const int64_t chunks = (count + CHUNK - 1) / CHUNK, work = rows * chunks;
+    const bool streamed_out = rows * count * int64_t({sizes}) >= STREAM{aligned};
 {reduce * reduces}\
     #pragma omp parallel num_threads(threads) if (threads > 1)
     {{
@@ -233,8 +241,10 @@ extern "C" void guide({", ".join(arguments)}) {{
                 weighed = row;
             }}
             const int64_t size = count - start < CHUNK ? count - start : CHUNK;
-            combine({at}size, {to}w{values});
+            if (streamed_out) combine<true>({at}size, {to}w{values});
+            else combine<false>({at}size, {to}w{values});
         }}
+        if (streamed_out) streamed();
     }}
 }}
 """

@@ -10,6 +10,9 @@ HEAD = """\
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 
 // No fused multiply-add in the formula: a difference of equal products is zero.
 #ifdef __clang__
@@ -21,6 +24,9 @@ HEAD = """\
 #endif
 
 constexpr int64_t BLOCK = 2048, CHUNK = 8 * BLOCK;
+// From this many bytes read and written, results go past the caches: the lines they would have been read into first,
+// and those they would have driven out, cost more than reading the results from memory later.
+constexpr int64_t STREAM = 12 << 20;
 using acc = ACC;
 constexpr int LANES = 64 / sizeof(acc);
 typedef acc vec __attribute__((vector_size(64)));
@@ -65,7 +71,6 @@ FLOAT16 = """\
 typedef _Float16 float16;
 typedef float16 shorts __attribute__((vector_size(32)));
 #ifdef __AVX512F__
-#include <immintrin.h>
 static inline vec load(const float16* p) {
     return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 }
@@ -73,7 +78,6 @@ static inline void store(float16* p, vec v) {
     _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #elif defined(__F16C__)
-#include <immintrin.h>
 static inline vec load(const float16* p) {
     __m256 part[2];
     for (int k = 0; k < 2; ++k) part[k] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8 * k)));
@@ -112,6 +116,32 @@ template <typename T> static inline void store_part(T* p, vec v, int64_t size) {
     store(buffer, v);
     std::memcpy(p, buffer, size * sizeof(T));
 }
+#ifdef __SSE2__
+// Past the caches, to an address that is a multiple of the vector's size.
+template <typename T> static inline void stream(T* p, vec v) {
+    alignas(64) T buffer[LANES];
+    store(buffer, v);
+    char* to = (char*)p;
+    const char* from = (const char*)buffer;
+    int64_t k = 0;
+    #ifdef __AVX512F__
+    for (; k + 64 <= int64_t(sizeof buffer); k += 64)
+        _mm512_stream_si512((__m512i*)(to + k), _mm512_load_si512(from + k));
+    #endif
+    #ifdef __AVX__
+    for (; k + 32 <= int64_t(sizeof buffer); k += 32)
+        _mm256_stream_si256((__m256i*)(to + k), _mm256_load_si256((const __m256i*)(from + k)));
+    #endif
+    for (; k < int64_t(sizeof buffer); k += 16)
+        _mm_stream_si128((__m128i*)(to + k), _mm_load_si128((const __m128i*)(from + k)));
+}
+static inline void streamed() { _mm_sfence(); }
+template <typename T> static inline bool streams(const T* p) { return uintptr_t(p) % (LANES * sizeof(T)) == 0; }
+#else
+template <typename T> static inline void stream(T* p, vec v) { store(p, v); }
+static inline void streamed() {}
+template <typename T> static inline bool streams(const T*) { return false; }
+#endif
 // Ones in the lanes that hold elements.
 static inline vec present(int64_t size) {
     vec v{};
