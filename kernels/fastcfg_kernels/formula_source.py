@@ -53,6 +53,11 @@ class FormulaWriter:
         self.lines: list[str] = []
         self.bounds: list[str] = []
         self.steps: list[str] = []
+        self.figures: list[str] = []
+        # Names that the figures of any program go by: its first prediction, and one that is guided towards.
+        base, *others = predictions
+        target = "cond" if "cond" in others else others[0] if others else None
+        self.aliases = {"base": base} | ({} if target is None else {"target": target, "delta": f"d_{target}"})
 
     def pair(self, kind: str, a: int, b: int) -> str:
         key = (kind, min(a, b), max(a, b))
@@ -73,7 +78,7 @@ class FormulaWriter:
             return " + ".join(f"w{i} * {self.pair(kind, i, other)}" for i in basis)
         return self.pair(kind, number[a], number[b])
 
-    def _mean(self, vector: int) -> str:
+    def mean(self, vector: int) -> str:
         if vector not in self.means:
             self.means.append(vector)
         return f"MEAN{self.means.index(vector)}_"
@@ -85,10 +90,10 @@ class FormulaWriter:
         if kind in ("dot", "cov") and (split := self.vectors.split(rest, dict(stage.vectors))):
             return self._expand(kind, *split)
         if kind == "sum" and rest == _RESULT:
-            return " + ".join(f"w{i} * {self._mean(i)} * count" for i in range(self.vectors.size))
+            return " + ".join(f"w{i} * {self.mean(i)} * count" for i in range(self.vectors.size))
         rest = dict(stage.vectors).get(rest, rest)
         if kind == "sum" and rest in self.vectors.number:
-            return f"{self._mean(self.vectors.number[rest])} * count"
+            return f"{self.mean(self.vectors.number[rest])} * count"
         if kind in ("dot", "cov", "sum") and rest:
             known = sorted({*self.vectors.number, _RESULT})
             raise ValueError(
@@ -130,7 +135,7 @@ class FormulaWriter:
 
     def source(self) -> str:
         results = [self.weight(output, i) for output in range(self.outputs) for i in range(self.vectors.size)]
-        results += self.bounds + self.steps
+        results += self.bounds + self.steps + self.figures
         result = ", ".join(results) + "," * (len(results) == 1)
         text = "\n".join(["def weigh(sums, count, params):", *(f"    {line}" for line in self.lines)])
         text += f"\n    return {result}\n"

@@ -67,7 +67,11 @@ Merge = Callable[[Program, Moments], Moments]
 
 
 def guide_rows(
-    program: Program, inputs: Sequence[Tensor], params: Sequence[Any], merge: Merge | None = None
+    program: Program,
+    inputs: Sequence[Tensor],
+    params: Sequence[Any],
+    merge: Merge | None = None,
+    figures: Tensor | None = None,
 ) -> list[Tensor]:
     """Sums, weights and combine of rows.
 
@@ -76,6 +80,7 @@ def guide_rows(
             mask where the program has them; a row is a sample.
         params: numbers, 0-dim or ``[...]`` tensors, in the order of ``program.params``.
         merge: where the rows given are a part of the rows that the sums run over.
+        figures: ``[..., F]`` float64, where a program that has figures writes them.
 
     Returns:
         The program's results ``[..., N]`` in the accumulator's dtype.
@@ -87,4 +92,12 @@ def guide_rows(
         moments = merge(program, moments)
     # A row that the mask leaves out whole counts as one element.
     count = moments.count.clamp(min=1) if isinstance(moments.count, Tensor) else moments.count
-    return combine(program, inputs, program.weigh(moments.sums(program), count, values), values)
+    weighed = program.weigh(moments.sums(program), count, values)
+    if told := len(program.told):
+        weighed, last = weighed[:-told], weighed[-told:]
+        if figures is not None:
+            whole = [v.detach().to(figures.dtype) if isinstance(v, Tensor) else v for v in last]
+            rows = figures.shape[:-1]
+            columns = [v.expand(rows) if isinstance(v, Tensor) else figures.new_full(rows, v) for v in whole]
+            torch.stack(columns, -1, out=figures)
+    return combine(program, inputs, weighed, values)

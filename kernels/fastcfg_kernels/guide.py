@@ -147,6 +147,7 @@ def guide_checked(
     backend: str | None = None,
     strategy: Strategy | None = None,
 ) -> list[Tensor]:
+    figures: Tensor | None = None,
     """:func:`guide_outputs` for a caller that has checked the parameters and predictions' number already.
 
     Args:
@@ -159,6 +160,8 @@ def guide_checked(
         merge: where the tensors are a part of the samples that the sums run over, on torch operations then: makes the
             sums of the whole samples of theirs.
 
+        figures: for a program with figures, what they are written to: contiguous ``[G, F]`` float64 on the
+            predictions' device, G being the number of groups that sums run over. A call without elements writes none.
     Returns:
         A tensor for each target.
     """
@@ -169,6 +172,8 @@ def guide_checked(
     if out is not None:
         check_tensors((program.predictions[0], "out"), (first, out))
     acc = accumulator(first.dtype)
+    if figures is not None or program.told:
+        _check_figures(program, figures, first)
     inputs = [*predictions, *extras]
     elementwise = check_elementwise(program, first, scale_map, mask)
     if targets is None:
@@ -192,15 +197,15 @@ def guide_checked(
         return [t.copy_(r) if isinstance(t, Tensor) else r for r, (_, t) in zip(found, targets, strict=True)]
     if shadow.on() and backend != "torch" and merge is None and not torch.compiler.is_compiling():
         again: dict[str, Any] = {"extras": extras, "scale_map": scale_map, "mask": mask, "dims": dims}
-        return _shadowed(predictions, program, values, targets, backend, strategy, again)
+        return _shadowed(predictions, program, values, targets, backend, strategy, figures, again)
     if dims is not None:
         return _guide_groups(
-            program, inputs, elementwise, values, targets, Groups(first.shape, dims), backend, strategy
+            program, inputs, elementwise, values, targets, Groups(first.shape, dims), backend, strategy, figures
         )
     differentiable = torch.is_grad_enabled() and requires_grad([*inputs, *elementwise], values)
     if merge is not None or torch.compiler.is_compiling() or differentiable:
         rows = [t.flatten(1) for t in (*inputs, *elementwise)]
-        shaped = [r.view(first.shape) for r in functional.guide_rows(program, rows, values, merge)]
+        shaped = [r.view(first.shape) for r in functional.guide_rows(program, rows, values, merge, figures)]
         return [shaped[k].to(t) if isinstance(t, torch.dtype) else t.copy_(shaped[k]) for k, t in targets]
 
     path = choose_backend(program, first.device, backend)
@@ -218,11 +223,24 @@ def guide_checked(
     if path == "cpp" and new and not elementwise and dense:
         # The shortest way, for calls whose time is their own overhead. A failure is met again below, and told.
         with suppress(RuntimeError):
-            guide_cpp(program, inputs, values, made, results)
+            guide_cpp(program, inputs, values, made, results, figures)
             return made
     forced = backend in ("triton", "cpp", "inductor")
-    run(path, program, inputs, elementwise, values, made, results, strategy, forced=forced)
+    run(path, program, inputs, elementwise, values, made, results, strategy, forced=forced, figures=figures)
     return made
+
+
+def _check_figures(program: Program, figures: Tensor | None, first: Tensor) -> None:
+    """Raise unless there is memory for a program's figures, and for nothing else."""
+    told = len(program.told)
+    if figures is None or not told:
+        raise ValueError(f"figures: expected {'a tensor' if told else 'none'}, the program has {told}")
+    fits = figures.dim() == 2 and figures.shape[1] == told and figures.dtype == torch.float64
+    if not fits or figures.device != first.device or not figures.is_contiguous():
+        raise ValueError(
+            f"figures: expected a contiguous float64 [G, {told}] on {first.device}, got {list(figures.shape)} of "
+            f"{figures.dtype} on {figures.device}"
+        )
 
 
 def _shadowed(
@@ -232,9 +250,11 @@ def _shadowed(
     targets: Sequence[Target],
     backend: str | None,
     strategy: Strategy | None,
+    figures: Tensor | None,
     options: Mapping[str, Any],
 ) -> list[Tensor]:
     """The call as it is, compared with the torch path."""
+    options = {**options, "figures": figures}
     new = [(k, t.dtype if isinstance(t, Tensor) else t) for k, t in targets]
     with shadow.paused():
         expected = guide_checked(predictions, program, values, targets=new, backend="torch", **options)
@@ -255,6 +275,7 @@ def _guide_groups(
     groups: Groups,
     backend: str | None,
     strategy: Strategy | None,
+    figures: Tensor | None,
 ) -> list[Tensor]:
     """Guide with sums over other dimensions: the Triton kernels read groups where they lie, others get them as rows."""
     first, size = inputs[0], len(program.predictions)
@@ -266,7 +287,7 @@ def _guide_groups(
         results = [k for k, _ in targets]
         made = [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
         every = [*inputs, *elementwise]
-        if run_triton(program, every, values, made, results, strategy, backend == "triton", groups.dims):
+        if run_triton(program, every, values, made, results, strategy, backend == "triton", groups.dims, figures):
             return made
     rows = [groups.rows(t) for t in (*inputs, *elementwise)]
     views = iter(rows[len(inputs) :])
@@ -280,6 +301,7 @@ def _guide_groups(
         scale_map=scale_map,
         mask=mask,
         backend=backend,
+        figures=figures,
     )
     back = [groups.back(result) for result in found]
     return [t.copy_(r) if isinstance(t, Tensor) else r for r, (_, t) in zip(back, targets, strict=True)]

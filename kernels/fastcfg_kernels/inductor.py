@@ -49,8 +49,8 @@ def _compiled(
 ) -> Callable[..., None]:
     """One sample's program for dtypes and the presence of a partial tile."""
 
-    def sample(outs: tuple[Tensor, ...], params: tuple[Tensor, ...], *inputs: Tensor) -> None:
-        made = functional.guide_rows(program, inputs, params)
+    def sample(outs: tuple[Tensor, ...], params: tuple[Tensor, ...], figures: Tensor | None, *inputs: Tensor) -> None:
+        made = functional.guide_rows(program, inputs, params, figures=figures)
         for out, k in zip(outs, results, strict=True):
             out.copy_(made[k])
 
@@ -80,11 +80,17 @@ def _scalar(value: float, dtype: torch.dtype, place: int) -> Tensor:
 
 
 def guide_compiled(
-    program: Program, inputs: Sequence[Tensor], params: Sequence[Any], outs: Sequence[Tensor], results: Sequence[int]
+    program: Program,
+    inputs: Sequence[Tensor],
+    params: Sequence[Any],
+    outs: Sequence[Tensor],
+    results: Sequence[int],
+    figures: Tensor | None = None,
 ) -> None:
     """Guide ``[B, N]`` contiguous rows by an Inductor function of one sample, run sample by sample.
 
-    Writes result ``results[k]`` to ``outs[k]``. No output may overlap an input.
+    Writes result ``results[k]`` to ``outs[k]``, and a sample's figures to a row of ``figures`` where the program has
+    them. No output may overlap an input.
     """
     batch, count = inputs[0].shape
     acc = accumulator(inputs[0].dtype)
@@ -93,4 +99,5 @@ def guide_compiled(
     run = _compiled(program, tuple(results), dtypes, count % TILE != 0)
     with _compile_lock, torch.no_grad():
         for b in range(batch):
-            run(tuple(_alone(o[b]) for o in outs), values[b], *(_alone(p[b]) for p in inputs))
+            told = None if figures is None else _alone(figures[b])
+            run(tuple(_alone(o[b]) for o in outs), values[b], told, *(_alone(p[b]) for p in inputs))

@@ -30,9 +30,12 @@ def run(
     results: Sequence[int],
     strategy: Strategy | None,
     forced: bool,
+    figures: Tensor | None = None,
 ) -> None:
     """Run a path on the tensors as rows, and bring to ``targets`` what it could not write there itself."""
-    if path == "triton" and run_triton(program, [*inputs, *elementwise], values, targets, results, strategy, forced):
+    if path == "triton" and run_triton(
+        program, [*inputs, *elementwise], values, targets, results, strategy, forced, figures=figures
+    ):
         return
     path = "torch" if path == "triton" else path
     inputs, elementwise = _as_stored(inputs), _as_stored(elementwise)
@@ -50,12 +53,12 @@ def run(
     try:
         sources += [view.reshape(sources[0].shape).contiguous() for view in views]
         path_of = {"cpp": guide_cpp, "inductor": guide_compiled, "torch": _run_torch}[path]
-        path_of(program, sources, values, destinations, results)
+        path_of(program, sources, values, destinations, results, figures)
     except Exception as error:
         if forced or path == "torch":
             raise
         leave(program, path, error)
-        _run_torch(program, sources, values, destinations, results)
+        _run_torch(program, sources, values, destinations, results, figures)
     for row, destination, target in zip(rows[len(inputs) :], destinations, targets, strict=True):
         if destination.data_ptr() != target.data_ptr() or target.is_neg():
             # The same order of elements as the rows were read in: the target's memory where it is dense.
@@ -75,12 +78,15 @@ def run_triton(
     forced: bool,
     dims: Sequence[int] | None = None,
 ) -> bool:
+    figures: Tensor | None = None,
     """Run the Triton kernels on the tensors as they lie; whether that worked."""
     inputs = _as_stored(inputs)
     collide = [t.is_neg() or any(_collide(t, source, "triton") for source in inputs) for t in targets]
     apart = [torch.empty_like(t) if other else t for t, other in zip(targets, collide, strict=True)]
     try:
-        triton_backend.guide_triton(program, inputs, values, apart, results, dims=dims, strategy=strategy)
+        triton_backend.guide_triton(
+            program, inputs, values, apart, results, dims=dims, strategy=strategy, figures=figures
+        )
     except Exception as error:
         if forced:
             raise
@@ -98,10 +104,15 @@ def _as_stored(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _run_torch(
-    program: Program, sources: Sequence[Tensor], values: Sequence[Any], outs: Sequence[Tensor], results: Sequence[int]
+    program: Program,
+    sources: Sequence[Tensor],
+    values: Sequence[Any],
+    outs: Sequence[Tensor],
+    results: Sequence[int],
+    figures: Tensor | None = None,
 ) -> None:
     with torch.no_grad():
-        made = functional.guide_rows(program, sources, values)
+        made = functional.guide_rows(program, sources, values, figures=figures)
         for out, k in zip(outs, results, strict=True):
             out.copy_(made[k])
 

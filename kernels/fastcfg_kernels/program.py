@@ -29,13 +29,16 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal
 
+from .figure_source import figure_functions, write_figures
 from .formula_source import FormulaWriter
 from .generated import function_from_source
 
-__all__ = ["Pair", "Program", "Stage", "compile_program"]
+__all__ = ["Figures", "Pair", "Program", "Stage", "compile_program"]
 
 Kind = Literal["weights", "factor", "clamp", "step"]
 Pair = tuple[str, str, str]  # (kind, vector, vector), kind being "dot" or "cov"
+Figures = tuple[tuple[str, Callable[..., Any]], ...]
+"""Names and formulas of what is told of each group; see :mod:`fastcfg_kernels.figure_source`."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Stage:
             it adds to this one.
         reads: for a step, names of the inputs that it weighs beside y.
         rows: for a step, its outputs. The formula returns ``1 + len(reads)`` weights for each, y's first.
+        figures: what can be told of this formula's doing, for a program that has figures.
     """
 
     fn: Callable[..., Any]
@@ -64,6 +68,7 @@ class Stage:
     onto: str | None = None
     reads: tuple[str, ...] = ()
     rows: int = 0
+    figures: Figures = ()
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,11 @@ class Program:
         clamps: whether the result is clipped to ``[low, high]``.
         affine: whether the formulas work on ``shift * x + gain * prediction`` and the result is taken back. ``x`` is
             the first of the tail then, and ``shift`` and ``gain`` are the last two parameters.
+        figures: names and formulas of what is told of each group besides the results.
+        told: names of those that can be had, in the order in which they are told.
         source: the text of :attr:`weigh`, a function ``weigh(sums, count, params)`` of two tuples and a number;
             ``sums`` holds the pairs' sums and then the means. It returns K+E weights for each output, then
-            ``low, high`` for the first where :attr:`clamps`, then the step's rows.
+            ``low, high`` for the first where :attr:`clamps`, then the step's rows, then the figures.
     """
 
     predictions: tuple[str, ...]
@@ -104,6 +111,8 @@ class Program:
     params: tuple[str, ...]
     clamps: bool
     affine: bool
+    figures: Figures
+    told: tuple[str, ...]
     source: str
     stages: tuple[Stage, ...]
     weigh: Callable[..., tuple[Any, ...]] = field(compare=False, repr=False)
@@ -119,7 +128,7 @@ class Program:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.predictions, self.extras, self.stages, self.affine, self.scaled, self.masked))
+        return hash((self.predictions, self.extras, self.stages, self.affine, self.scaled, self.masked, self.figures))
 
     @cached_property
     def width(self) -> int:
@@ -146,6 +155,7 @@ class Program:
             and self.outputs == 1
             and not self.reduces
             and not self.clamps
+            and not self.told
         )
 
     @cached_property
@@ -156,11 +166,16 @@ class Program:
 
     def function(self, wrap: Callable[[Callable[..., Any]], Any] | None = None) -> Callable[..., Any]:
         """``weigh`` as a fresh function whose formulas went through ``wrap`` (Triton's ``jit``, say)."""
-        return _build(self.source, self.stages, wrap or (lambda fn: fn))
+        return _build(self.source, self.stages, self.figures, wrap or (lambda fn: fn))
 
 
-def _build(source: str, stages: Sequence[Stage], wrap: Callable[[Callable[..., Any]], Any]) -> Callable[..., Any]:
-    return function_from_source("weigh", source, {f"formula{i}": wrap(s.fn) for i, s in enumerate(stages)})
+def _build(
+    source: str, stages: Sequence[Stage], figures: Figures, wrap: Callable[[Callable[..., Any]], Any]
+) -> Callable[..., Any]:
+    scope = {f"formula{i}": wrap(s.fn) for i, s in enumerate(stages)}
+    if figures:
+        scope |= {f"figure{i}": wrap(fn) for i, fn in enumerate(figure_functions(stages, figures))}
+    return function_from_source("weigh", source, scope)
 
 
 @cache
@@ -172,6 +187,8 @@ def compile_program(
     affine: bool = False,
     scaled: bool = False,
     masked: bool = False,
+    figures: Figures = (),
+    more_sums: bool = False,
 ) -> Program:
     """Compile formulas over named predictions into a :class:`Program` (cached).
 
@@ -184,6 +201,8 @@ def compile_program(
         affine: work on ``shift * x + gain * prediction``; adds the input ``x`` and the parameters ``shift, gain``.
         scaled: multiply the deltas by a further input, elementwise, before anything else.
         masked: leave elements out of the sums by a further input.
+        figures: names and formulas of what is told of each group, as far as the sums give it.
+        more_sums: also take the sums that figures want and nothing else does.
 
     Raises:
         ValueError: for a name that is not known, an argument list that cannot be read, or stages out of order.
@@ -210,6 +229,8 @@ def compile_program(
     writer = FormulaWriter(predictions, extras, width, outputs)
     for index, stage in enumerate(stages):
         writer.stage(index, stage)
+    told = write_figures(writer, stages, figures, more_sums) if figures else {}
+    writer.figures = list(told.values())
     source = writer.source()
     tail = step.reads if step else ("x",) * affine
     return Program(
@@ -225,7 +246,9 @@ def compile_program(
         params=(*writer.params, "shift", "gain") if affine else tuple(writer.params),
         clamps=bool(writer.bounds),
         affine=affine,
+        figures=figures,
+        told=tuple(told),
         source=source,
         stages=stages,
-        weigh=_build(source, stages, lambda fn: fn),
+        weigh=_build(source, stages, figures, lambda fn: fn),
     )

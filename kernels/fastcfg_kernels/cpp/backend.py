@@ -31,12 +31,18 @@ def _function(
     tensors = len(inputs) + len(targets)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = [*(pointer, number) * tensors, pointer, number, number, number, number]
+    function.argtypes += [pointer] * bool(program.told)
     function.restype = None
     return function
 
 
 def guide_cpp(
-    program: Program, inputs: Sequence[Tensor], params: Sequence[Any], outs: Sequence[Tensor], results: Sequence[int]
+    program: Program,
+    inputs: Sequence[Tensor],
+    params: Sequence[Any],
+    outs: Sequence[Tensor],
+    results: Sequence[int],
+    figures: Tensor | None = None,
 ) -> None:
     """Guide ``[B, N]`` rows of last stride 1, or contiguous ``[B, ...]``; writes ``outs``.
 
@@ -45,6 +51,7 @@ def guide_cpp(
     Args:
         inputs: K predictions of one dtype, the extras, and the elementwise scale and mask of a program that has them.
         results: which result of the program each of ``outs`` takes.
+        figures: contiguous ``[B, F]`` float64 for those of a program that has them.
 
     Raises:
         RuntimeError: if the native code can't be built.
@@ -64,7 +71,8 @@ def guide_cpp(
     else:
         values, step = array("d", params), 0
     threads = 1 if rows * count < ONE_THREAD else torch.get_num_threads()
-    function(*arguments, values.buffer_info()[0], step, rows, count, threads)
+    told = () if figures is None else (figures.data_ptr(),)
+    function(*arguments, values.buffer_info()[0], step, rows, count, threads, *told)
 
 
 @lru_cache(maxsize=1024)

@@ -221,6 +221,7 @@ def _compile(
         "predictions": (number,) * size + (sums,) * (vectors - size + program.scaled) + ("*u8",) * program.masked,
         "outs": (number,) + (sums,) * (program.results - 1),
         "tail": (sums,) * tail,
+        "figures": "*fp64" if program.told else (),
         "params": ("fp32",) * len(program.params),
         "workspace": sums,
         "arrivals": "*i32",

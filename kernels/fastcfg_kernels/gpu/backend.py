@@ -34,6 +34,7 @@ def guide_triton(
     *,
     dims: Sequence[int] | None = None,
     strategy: Strategy | None = None,
+    figures: Tensor | None = None,
 ) -> None:
     """Guide tensors ``[B, ...]`` of any strides on their device; writes ``outs``.
 
@@ -43,17 +44,18 @@ def guide_triton(
         outs: each one of the inputs or apart from them; ``outs[k]`` receives result ``results[k]``.
         dims: dimensions that sums run over; see :func:`~fastcfg_kernels.gpu.layout.group_layout`.
         strategy: force a launch strategy.
+        figures: contiguous ``[G, F]`` float64 for those of a program that has them.
     """
     end = len(program.predictions) + len(program.extras)
     # What the sums read, and what a step alone does.
     first = program.width + program.affine
     reads, tail = (*inputs[:first], *map(_bytes, inputs[end:])), tuple(inputs[first:end])
     writes = tuple(outs)
-    device = outs[0].device
+    device = inputs[0].device
     values = tuple(p.contiguous() if isinstance(p, Tensor) else float(p) for p in params)
     tensors = (*reads, *tail, *writes)
     signature = Signature(
-        outs[0].shape,
+        inputs[0].shape,
         tuple([t.stride() for t in tensors]),
         tuple([t.dtype for t in tensors]),
         len(reads),
@@ -67,7 +69,11 @@ def guide_triton(
     )
     prepared = prepare(program, signature)
     given: dict[str, Any] = {"predictions": reads, "outs": writes, "tail": tail, "params": values}
-    alignment = alignments([*tensors, *(v for v in values if isinstance(v, Tensor))])
+    pointers = [*tensors, *(v for v in values if isinstance(v, Tensor))]
+    if figures is not None:
+        given["figures"] = figures
+        pointers.append(figures)
+    alignment = alignments(pointers)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if prepared.workspace is not None:
             given["workspace"] = torch.empty(prepared.workspace, dtype=prepared.accumulator, device=device)

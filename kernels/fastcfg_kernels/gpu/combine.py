@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .tiles import fixed_vectors, load_tile, offset
 
-__all__ = ["store_tile", "weigh"]
+__all__ = ["store_figures", "store_tile", "weigh"]
 
 
 @triton.jit
@@ -16,6 +16,14 @@ def weigh(means, sums, count, values, WEIGH: tl.constexpr, MEANS: tl.constexpr, 
     for i in tl.static_range(len(MEANS)):
         gram = gram + (means[MEANS[i]],)
     return WEIGH(gram, count.to(ACC), values)
+
+
+@triton.jit
+def store_figures(figures, weights, group, live, FIGURES: tl.constexpr, ACC: tl.constexpr):
+    """What the formula says of each group, ``[groups, FIGURES]`` in float64: the last of the weights."""
+    for k in tl.static_range(FIGURES):
+        value = tl.zeros(group.shape, ACC) + weights[len(weights) - FIGURES + k]
+        tl.store(figures + group * FIGURES + k, value.to(tl.float64), mask=live)
 
 
 @triton.jit
