@@ -115,6 +115,7 @@ def guide(
             and u.dtype is c.dtype
             and u.dtype in FLOATS
             and u.device == c.device
+            and u.layout is c.layout is torch.strided
             and u.dim() > 1
             and out is None
             and scale_map is None

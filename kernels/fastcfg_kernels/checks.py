@@ -17,6 +17,7 @@ __all__ = [
     "FLOATS",
     "check_elementwise",
     "check_extras",
+    "check_out",
     "check_param",
     "check_tensors",
     "elementwise_inputs",
@@ -34,6 +35,8 @@ def check_tensors(names: Sequence[str], predictions: Sequence[Tensor]) -> None:
         raise TypeError(f"{names[0]}: expected a float32, bfloat16, float16 or float64 tensor, got {first.dtype}")
     if first.dim() < 2:
         raise ValueError(f"{names[0]}: expected [B, ...] with at least two dimensions, got {list(first.shape)}")
+    if first.layout is not torch.strided:
+        raise TypeError(f"{names[0]}: expected a dense tensor, got one of layout {first.layout}")
     for name, tensor in zip(names[1:], predictions[1:], strict=True):
         if tensor.shape != first.shape:
             raise ValueError(f"{name}: expected the shape of {names[0]}, {list(first.shape)}, got {list(tensor.shape)}")
@@ -41,6 +44,20 @@ def check_tensors(names: Sequence[str], predictions: Sequence[Tensor]) -> None:
             raise TypeError(f"{name}: expected the dtype of {names[0]}, {first.dtype}, got {tensor.dtype}")
         if tensor.device != first.device:
             raise ValueError(f"{name}: expected the device of {names[0]}, {first.device}, got {tensor.device}")
+        if tensor.layout is not torch.strided:
+            raise TypeError(f"{name}: expected a dense tensor, got one of layout {tensor.layout}")
+
+
+def check_out(out: Tensor, first: Tensor) -> None:
+    """Raise unless ``out`` can take a result of the shape and on the device of ``first``."""
+    if out.shape != first.shape or out.device != first.device:
+        expected = f"{list(first.shape)} on {first.device}"
+        raise ValueError(f"out: expected a tensor {expected}, got {list(out.shape)} on {out.device}")
+    steps = zip(out.stride(), out.shape, strict=True)
+    if not out.is_contiguous() and any(step == 0 and size > 1 for step, size in steps):
+        raise ValueError(f"out: expected memory for each element, got an expanded tensor of strides {out.stride()}")
+    if out.requires_grad and out.is_leaf and torch.is_grad_enabled():
+        raise ValueError("out: expected a tensor that needs no gradient, got a leaf that does; write it in no_grad()")
 
 
 def check_param(name: str, value: Any, batch: int, device: torch.device, check: bool = False) -> Any:

@@ -15,6 +15,7 @@ from .checks import (
     FLOATS,
     check_elementwise,
     check_extras,
+    check_out,
     check_param,
     check_tensors,
     elementwise_inputs,
@@ -24,7 +25,7 @@ from .cpp.backend import guide_contiguous, guide_cpp
 from .gpu.launch_plan import Strategy
 from .groups import Groups
 from .host import lerp_weight
-from .paths import run, run_triton
+from .paths import collide, run, run_triton
 from .program import Program
 from .tiles import accumulator
 
@@ -179,9 +180,8 @@ def guide_checked(
     if targets is None:
         targets = [(0, first.dtype if out is None else out), *((k, acc) for k in range(1, program.results))]
     for _, target in targets:
-        if isinstance(target, Tensor) and (target.shape != first.shape or target.device != first.device):
-            expected = f"{list(first.shape)} on {first.device}"
-            raise ValueError(f"out: expected a tensor {expected}, got {list(target.shape)} on {target.device}")
+        if isinstance(target, Tensor):
+            check_out(target, first)
     if first.numel() == 0:
         return [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
     if (
@@ -315,4 +315,7 @@ def _lerp(program: Program, predictions: Sequence[Tensor], values: Sequence[Any]
     if weight is None:
         return None
     base, other = predictions
-    return torch.lerp(base, other, weight) if out is None else torch.lerp(base, other, weight, out=out)
+    if out is None or any(collide(out, p) for p in predictions):
+        made = torch.lerp(base, other, weight)
+        return made if out is None else out.copy_(made)
+    return torch.lerp(base, other, weight, out=out)

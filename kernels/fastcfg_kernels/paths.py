@@ -17,7 +17,7 @@ from .inductor import guide_compiled
 from .program import Program
 from .tiles import accumulator
 
-__all__ = ["run", "run_triton"]
+__all__ = ["collide", "run", "run_triton"]
 
 
 def run(
@@ -47,7 +47,8 @@ def run(
         # knows no conversion between float64 and the others.
         apart = row.data_ptr() != target.data_ptr() or target.is_neg()
         foreign = path == "cpp" and (row.dtype == torch.float64) != (acc == torch.float64)
-        if apart or foreign or (path in ("cpp", "inductor") and any(_collide(row, s, path) for s in sources)):
+        hit = path == "inductor" and any(_share(row, s) for s in sources)
+        if apart or foreign or hit or (path == "cpp" and any(collide(row, s) for s in sources)):
             destinations[k] = torch.empty(row.shape, dtype=acc if foreign else row.dtype, device=row.device)
 
     try:
@@ -81,8 +82,8 @@ def run_triton(
     figures: Tensor | None = None,
     """Run the Triton kernels on the tensors as they lie; whether that worked."""
     inputs = _as_stored(inputs)
-    collide = [t.is_neg() or any(_collide(t, source, "triton") for source in inputs) for t in targets]
-    apart = [torch.empty_like(t) if other else t for t, other in zip(targets, collide, strict=True)]
+    hit = [t.is_neg() or any(collide(t, source) for source in inputs) for t in targets]
+    apart = [torch.empty_like(t) if other else t for t, other in zip(targets, hit, strict=True)]
     try:
         triton_backend.guide_triton(
             program, inputs, values, apart, results, dims=dims, strategy=strategy, figures=figures
@@ -154,11 +155,15 @@ def _rows(tensors: Sequence[Tensor], elementwise: Sequence[Tensor]) -> tuple[lis
     return [r if r.shape[1] == 1 or r.stride(1) == 1 else r.contiguous() for r in rows], list(elementwise)
 
 
-def _collide(row: Tensor, source: Tensor, path: str) -> bool:
-    """Whether writing ``row`` could change what is still to be read of ``source``."""
-    one, other = row.untyped_storage(), source.untyped_storage()
-    # Memory that NumPy or another library lent may lie in several storages.
-    if one.data_ptr() >= other.data_ptr() + other.nbytes() or other.data_ptr() >= one.data_ptr() + one.nbytes():
+def _share(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors lie in one memory; what NumPy or another library lent may be in several storages."""
+    a, b = one.untyped_storage(), other.untyped_storage()
+    return a.data_ptr() < b.data_ptr() + b.nbytes() and b.data_ptr() < a.data_ptr() + a.nbytes()
+
+
+def collide(target: Tensor, source: Tensor) -> bool:
+    """Whether writing ``target`` element by element could change what is still to be read of ``source``."""
+    if not _share(target, source):
         return False
-    same = row.data_ptr() == source.data_ptr() and row.stride() == source.stride() and row.dtype == source.dtype
-    return path == "inductor" or not same
+    same_place = target.data_ptr() == source.data_ptr() and target.stride() == source.stride()
+    return not (same_place and target.dtype == source.dtype)

@@ -118,6 +118,22 @@ def test_errors_name_the_argument(arguments: dict[str, Any], message: str, backe
 
 
 @pytest.mark.parametrize("rule", [CFG(3.0), CFG(3.0, rescale=0.5)], ids=str)
+def test_what_no_result_can_be_written_to_or_read_from(rule: CFG) -> None:
+    for out in (torch.zeros(1, *U.shape[1:]).expand(U.shape), torch.zeros(*U.shape[:-1], 1).expand(U.shape)):
+        with pytest.raises(ValueError, match="out: expected memory for each element, got an expanded tensor"):
+            fastcfg.guide(rule, uncond=U, cond=C, out=out)
+    leaf = torch.zeros(U.shape, requires_grad=True)
+    with pytest.raises(ValueError, match="out: expected a tensor that needs no gradient"):
+        fastcfg.guide(rule, uncond=U, cond=C, out=leaf)
+    with torch.no_grad():
+        assert fastcfg.guide(rule, uncond=U, cond=C, out=leaf) is leaf
+    with pytest.raises(TypeError, match=r"cond: expected a dense tensor, got one of layout torch\.sparse_coo"):
+        fastcfg.guide(rule, uncond=U, cond=C.to_sparse())
+    with pytest.raises(TypeError, match="uncond: expected a dense tensor"):
+        fastcfg.guide(rule, uncond=U.to_sparse(), cond=C.to_sparse())
+
+
+@pytest.mark.parametrize("rule", [CFG(3.0), CFG(3.0, rescale=0.5)], ids=str)
 def test_one_value_in_a_tensor_gives_every_batch_the_same_bits(rule: CFG) -> None:
     predictions = {"uncond": torch.randn(4, 7, dtype=torch.float64), "cond": torch.randn(4, 7, dtype=torch.float64)}
     params = {"scale": torch.tensor([7.109375])}

@@ -134,16 +134,21 @@ def test_out_may_be_any_input(rule: Rule, backend: str, dtype: torch.dtype) -> N
 
 @by_backend
 @by_rule
-def test_out_may_share_memory_that_numpy_lent(rule: Rule, backend: str) -> None:
-    """Its storage is another one."""
+def test_out_may_overlap_an_input(rule: Rule, backend: str) -> None:
+    """In one storage, or in memory that NumPy lent to two."""
     tensors = draw(rule, (2, 3000))
     expected = fastcfg.guide(rule, backend=backend, **tensors)
-    lent = torch.empty(6004).numpy()
-    first = next(iter(tensors))
-    given = {**tensors, first: torch.from_numpy(lent[4:]).view(2, 3000).copy_(tensors[first])}
-    out = torch.from_numpy(lent[:-4]).view(2, 3000)
-    fastcfg.guide(rule, backend=backend, out=out, **given)
-    assert torch.equal(out, expected)
+    for name in tensors:
+        for read, written in ((slice(4, None), slice(-4)), (slice(-4), slice(4, None))):
+            lent = torch.empty(6004).numpy()
+            one = torch.empty(6004)
+            for source, out in (
+                (torch.from_numpy(lent[read]), torch.from_numpy(lent[written])),
+                (one[read], one[written]),
+            ):
+                given = {**tensors, name: source.view(2, 3000).copy_(tensors[name])}
+                fastcfg.guide(rule, backend=backend, out=out.view(2, 3000), **given)
+                assert torch.equal(out.view(2, 3000), expected), name
 
 
 @by_backend
