@@ -151,15 +151,18 @@ def checks(folder: Path = RESULTS) -> list[Check]:
     A network's single pass and its batch of two are taken from the file, the rest is predicted.
     """
     found = []
-    kept = {"gated, every 2": 0.5, "gated, every 4": 0.25, "interval, middle half": 0.5}
     for file, data in _load(folder, "guided-step"):
         for model in dict.fromkeys(row["model"] for row in data["rows"]):
-            ratios = {row["contestant"]: row["ratio"] for row in data["rows"] if row["model"] == model}
-            one = ratios["no guidance"]
+            rows = {row["contestant"]: row for row in data["rows"] if row["model"] == model}
+            if "no guidance" not in rows:
+                continue
+            one = rows["no guidance"]["ratio"]
             parts = replace(_bare(2), pass_ms=one, batch_gain=min(2.0, max(0.5, 2 * one)))
-            setups = [Setup("sequential"), *(Setup(name, batched=True, kept=share) for name, share in kept.items())]
-            for setup in setups:
-                found.append(Check(file, f"{model}: {setup.name}", latency_ms(parts, setup), ratios[setup.name]))
+            for name, row in rows.items():
+                kept = 2 * row["passes"] / row["full"] - 1
+                if name == "sequential" or 0 < kept < 1:
+                    setup = Setup(name, batched=name != "sequential", kept=kept)
+                    found.append(Check(file, f"{model}: {name}", latency_ms(parts, setup), row["ratio"]))
     for file, data in _load(folder, "parallel"):
         for row in data["rows"]:
             if row["ranks"] == 2:

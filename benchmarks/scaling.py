@@ -22,7 +22,7 @@ from .environment import Environment
 from .fits import fit
 from .fleet_parts import RESULTS, combine_ms, measured, section
 from .parallel import times_over
-from .race import CudaTimer, HostTimer, Timer, take_turns
+from .race import CudaTimer, HostTimer, Timer, take_turns, wait_for
 from .records import Record
 from .scaling_series import Plan, Point, Warm, combine_points, step_points
 from .scaling_text import to_markdown
@@ -65,7 +65,7 @@ def measure(
         try:
             for part, points in step_points(plan, device):
                 progress(part)
-                rows += _timed(points(), timer, plan.step_rounds, levels, warmup=1)
+                rows += _timed(points(), HostTimer(wait_for(device)), plan.step_rounds, levels, warmup=1)
         except ImportError as error:
             left_out.append(f"whole steps: {error}")
     for ranks in plan.ranks:
