@@ -191,8 +191,8 @@ class Findings:
             f"{settings.samples} real digits that neither it nor the denoiser has seen; the last two curves against "
             "digits of the colours other than red. Precision and recall are of 1904.06991, density and coverage of "
             "2002.09797, five nearest neighbours. The Fréchet distance falls with more samples: it compares within "
-            "this table alone. Errors of accuracies are the binomial's, with one success and one failure added; those of "
-            f"recall are alike. Errors of the Fréchet distance are deviations over {settings.draws} draws with "
+            "this table alone. Errors of accuracies are the binomial's, with one success and one failure added; those "
+            f"of recall are alike. Errors of the Fréchet distance are deviations over {settings.draws} draws with "
             "replacement within each digit. They are errors of the figures themselves; differences between curves have "
             "smaller ones, since all begin from the same noise."
             + (f"\n\nCFG in float32 and in bfloat16, from the same noise: {control}." if control else "")
