@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 from .rules import PerpNeg, Rule, registry
 
-__all__ = ["Entry", "Function", "entries", "functions", "to_markdown"]
+__all__ = ["Entry", "Function", "entries", "example", "functions", "to_markdown"]
 
-_EXAMPLES: dict[str, dict[str, object]] = {"Linear": {"weights": (("cond", 1.0), ("uncond", 0.5))}}
+_EXAMPLES: dict[str, dict[str, object]] = {
+    "ClassifierGuidance": {"sigma": 1.0},
+    "Linear": {"weights": (("cond", 1.0), ("uncond", 0.5))},
+}
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ def _space(rule: Rule) -> str:
     return "any" if base == 1 else "as given"
 
 
-def _example(cls: type[Rule]) -> Rule:
-    """The rule with its defaults; a modifier stands over CFG."""
+def example(cls: type[Rule]) -> Rule:
+    """A rule of a class: its defaults; a modifier stands over CFG."""
     required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
     if required == ["rule"]:
         return cls(registry["CFG"]())  # type: ignore[call-arg]
@@ -110,7 +113,7 @@ def entries() -> list[Entry]:
         cls = registry[name]
         if not cls.__module__.startswith("fastcfg."):
             continue
-        rule = _example(cls)
+        rule = example(cls)
         formula, _, source = cls.title.partition("  [")
         # A rule that changes by step may carry state in one phase only.
         phases = [rule] + [rule.at(step, 16) for step in (0, 15)]
