@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastcfg_kernels.partial import write_whole
 from torch import Tensor
 
 __all__ = ["load_tensors", "save_tensors", "write_atomically"]
@@ -17,20 +16,12 @@ _KEY = "fastcfg"
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Writes a temporary file beside ``path`` and renames it, so that no reader ever sees half a file."""
-    data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Writes a temporary file beside ``path`` and renames it, so that no reader ever sees half a file.
+
+    Raises:
+        OSError: naming ``path``, where it can't be written; what was there is still there.
+    """
+    write_whole(path, content.encode() if isinstance(content, str) else content)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -60,13 +51,28 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            kept = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
+    # A header that says what no file holds (a dtype, a length) meets errors of many types in safetensors and torch.
+    except (
+        safetensors.SafetensorError,
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    if _KEY not in metadata:
+    if _KEY not in kept:
         raise ValueError(f"{path} has no '{_KEY}' metadata: fastcfg did not write it")
-    return tensors, json.loads(metadata[_KEY])
+    try:
+        metadata = json.loads(kept[_KEY])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} has damaged '{_KEY}' metadata: {error}") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} has damaged '{_KEY}' metadata: expected an object, got {type(metadata).__name__}")
+    return tensors, metadata
 
 
 def _safetensors() -> tuple[Any, Any]:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from fastcfg_kernels.partial import partial_folder
 
 from fastcfg.version import __version__
 
 from .errors import SidecarError
-from .files import existing_file, folder_beside, move_into_place, sha256_of
+from .files import existing_file, move_into_place, sha256_of
 from .metadata import hashes, read_signature
 from .runtimes import CAPABILITIES, TensorRT, load_runtime
 from .sidecar import Profile, Sidecar, profile_shapes, sidecar_path
@@ -112,7 +113,7 @@ def build_engine(
             onnx, [profile_shapes(signature, p) for p in ranges], capabilities=named, on_step=on_step
         )
     seconds = time.perf_counter() - started
-    with folder_beside(plan) as folder:
+    with partial_folder(plan) as folder:
         temporary = folder / plan.name
         temporary.write_bytes(content)
         size = content.nbytes

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["existing_file", "folder_beside", "move_into_place", "sha256_of"]
+__all__ = ["existing_file", "move_into_place", "sha256_of"]
 
 
 def sha256_of(path: Path) -> str:
@@ -32,17 +28,6 @@ def existing_file(name: str, path: Path | str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{name}: expected a file, there is none at {path}")
     return path
-
-
-@contextlib.contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
-    """A temporary folder on the same file system as ``path``, gone afterwards."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def move_into_place(source: Path, target: Path) -> None:

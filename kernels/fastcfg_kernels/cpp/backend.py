@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from array import array
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
@@ -21,6 +22,23 @@ __all__ = ["guide_contiguous", "guide_cpp"]
 
 ONE_THREAD = 400_000
 """Elements of a call below which waking other threads costs more than they save."""
+
+
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def _threads(elements: int) -> int:
+    """Threads of a call. A forked process has one: OpenMP's others are in its parent, and it would wait for them."""
+    return 1 if elements < ONE_THREAD or _forked else torch.get_num_threads()
 
 
 @cache
@@ -70,7 +88,7 @@ def guide_cpp(
         step = len(params)
     else:
         values, step = array("d", params), 0
-    threads = 1 if rows * count < ONE_THREAD else torch.get_num_threads()
+    threads = _threads(rows * count)
     told = () if figures is None else (figures.data_ptr(),)
     function(*arguments, values.buffer_info()[0], step, rows, count, threads, *told)
 
@@ -95,5 +113,5 @@ def guide_contiguous(program: Program, inputs: Sequence[Tensor], values: Sequenc
     for tensor in (*inputs, out):
         arguments += (tensor.data_ptr(), count)
     params = _numbers(tuple(values))
-    function(*arguments, params.buffer_info()[0], 0, rows, count, 1 if size < ONE_THREAD else torch.get_num_threads())
+    function(*arguments, params.buffer_info()[0], 0, rows, count, _threads(size))
     return out

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from ..partial import write_whole
+
 __all__ = ["device_key", "record", "record_path", "verified"]
 
 
@@ -43,7 +45,7 @@ def device_key(index: int) -> str:
 def _read() -> dict[str, list[str]]:
     try:
         found = json.loads(record_path().read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(found, dict):
         return {}
@@ -63,10 +65,7 @@ def record(key: str, strategies: Iterable[str]) -> Path:
         OSError: if the file can't be written.
     """
     path = record_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
     everything = {**_read(), key: sorted(strategies)}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(everything, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, (json.dumps(everything, indent=1) + "\n").encode())
     verified.cache_clear()
     return path

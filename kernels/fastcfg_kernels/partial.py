@@ -1,0 +1,117 @@
+"""What is being written, under a name of its own beside the one it will have; what a killed process left goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # On Windows nothing is locked, and so nothing is taken for left behind.
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["partial_file", "partial_folder", "write_whole"]
+
+_SUFFIX = ".partial"
+
+
+@contextlib.contextmanager
+def partial_file(path: Path) -> Iterator[Path]:
+    """An empty file beside ``path``, to be written and then moved there; gone afterwards if it was not moved."""
+    with _partial(path, folder=False) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """An empty folder on the file system of ``path``, gone afterwards."""
+    with _partial(path, folder=True) as made:
+        yield made
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that no reader ever sees half of, and that is on the disk when it has its name.
+
+    Raises:
+        OSError: naming ``path``, where it can't be written (a full disk, say); what was there is still there.
+    """
+    try:
+        with partial_file(path) as temporary:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from None
+
+
+@contextlib.contextmanager
+def _partial(path: Path, *, folder: bool) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear(path)
+    made, lock = _make(path, folder)
+    try:
+        yield made
+    finally:
+        _remove(made)
+        if lock is not None:
+            os.close(lock)
+
+
+def _make(path: Path, folder: bool) -> tuple[Path, int | None]:
+    """A new file or folder, and the lock on it that this process holds for as long as it lives."""
+    prefix = f".{path.name}."
+    while True:
+        if folder:
+            made = Path(tempfile.mkdtemp(_SUFFIX, prefix, path.parent))
+        else:
+            descriptor, name = tempfile.mkstemp(_SUFFIX, prefix, path.parent)
+            os.close(descriptor)
+            made = Path(name)
+        lock = _lock(made)
+        if made.exists():  # Another process may have taken it for left behind before it was locked.
+            return made, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor that holds the lock on a file or folder; None where another has it, or there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _clear(path: Path) -> None:
+    """Remove what processes that are no more have left of ``path``."""
+    ours = re.compile(re.escape(f".{path.name}.") + r"\w{8}" + re.escape(_SUFFIX))
+    for name in os.listdir(path.parent):
+        if ours.fullmatch(name) and (lock := _lock(path.with_name(name))) is not None:
+            _remove(path.with_name(name))
+            os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
