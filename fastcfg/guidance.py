@@ -16,6 +16,8 @@ from .launch import check_names, domain_levels, launch, parameter_values, rule_i
 from .parameterization import Prediction
 from .rules import Rule
 from .state import State
+from .telemetry.recorder import Mark, Telemetry
+from .telemetry.recording import Recording, begin
 
 __all__ = ["guide", "split_batch"]
 
@@ -57,6 +59,7 @@ def guide(
     scale_map: Tensor | None = None,
     mask: Tensor | None = None,
     shards: Merge | None = None,
+    telemetry: Telemetry | Mark | None = None,
     **predictions: Tensor,
 ) -> Tensor:
     """The guided prediction of a rule.
@@ -85,6 +88,8 @@ def guide(
             as all others.
         shards: where each rank of ``torch.distributed`` holds a part of every sample, what makes the sums of whole
             samples: a :class:`fastcfg.parallel.Shards`. On torch operations.
+        telemetry: a :class:`fastcfg.telemetry.Telemetry` (or its :meth:`~fastcfg.telemetry.Telemetry.at`), which
+            counts the call and may record it.
         predictions: tensors ``[B, ...]`` of one shape, dtype and device, by the names in ``rule.conditions``.
 
     Returns:
@@ -99,6 +104,10 @@ def guide(
         if predictions:
             raise ValueError(f"batch: give one tensor or named predictions, not both (got {sorted(predictions)})")
         predictions = split_batch(rule, batch, order)
+    if telemetry is not None and (recording := begin(telemetry, rule, predictions, backend, numerics)) is not None:
+        return _recorded(
+            recording, rule, predictions, params, out, backend, check, state, x, prediction, scale_map, mask, shards
+        )
     if (
         (lerp := rule.lerp) is not None
         and params is None
@@ -160,6 +169,38 @@ def guide(
         state=state,
         backend=backend,
     )[0]
+
+
+def _recorded(
+    recording: Recording,
+    rule: Rule,
+    predictions: Mapping[str, Tensor],
+    params: Mapping[str, Any] | None,
+    out: Tensor | None,
+    backend: str | None,
+    check: bool,
+    state: State | None,
+    x: Tensor | None,
+    prediction: Prediction | None,
+    scale_map: Tensor | None,
+    mask: Tensor | None,
+    shards: Merge | None,
+) -> Tensor:
+    """:func:`guide` with its figures: in the launch that guides, and beside a ``torch.lerp`` in one of its own."""
+    tensors, values = rule_inputs(rule, predictions, params, check)
+    levels = domain_levels(rule, prediction, x)
+    options: dict[str, Any] = {"scale_map": scale_map, "mask": mask, "shards": shards, "backend": backend}
+    program = rule.lowered.variant(
+        affine=bool(levels), scaled=scale_map is not None, masked=mask is not None, figures=recording.sums
+    )
+    if recording.path == "lerp" and scale_map is None and not levels:
+        # Before it is guided: the result may take the place of a prediction.
+        launch(rule, program, tensors, values, targets=[], recording=recording, **options)
+        given: dict[str, Any] = {**predictions}
+        return guide(rule, params=params, out=out, backend=backend, check=check, shards=shards, **given)
+    tail = [x] if levels and x is not None else []
+    values = [*values, *levels]
+    return launch(rule, program, tensors, values, out=out, tail=tail, state=state, recording=recording, **options)[0]
 
 
 def _prepared(

@@ -17,6 +17,8 @@ from .launch import check_names, domain_levels, launch, parameter_values, rule_i
 from .rules import Rule
 from .samplers.step import Step, stage_key
 from .state import State
+from .telemetry.recorder import Mark, Telemetry
+from .telemetry.recording import begin
 
 __all__ = ["PREVIOUS_X0", "guide_step"]
 
@@ -41,6 +43,7 @@ def guide_step(
     scale_map: Tensor | None = None,
     mask: Tensor | None = None,
     shards: Merge | None = None,
+    telemetry: Telemetry | Mark | None = None,
     **predictions: Tensor,
 ) -> Tensor:
     """The next latent: guidance by a rule and a solver's step, in one pass over predictions, x, history and noise.
@@ -48,7 +51,7 @@ def guide_step(
     Args:
         rule: its schedules are resolved by the step's place.
         step: of a :class:`fastcfg.Sampler`. Nothing is compiled anew from one step of a sampler to the next.
-        batch, order, params, check, scale_map, mask, shards, backend: as for :func:`fastcfg.guide`.
+        batch, order, params, check, scale_map, mask, shards, backend, telemetry: as for :func:`fastcfg.guide`.
         x: the latent ``[B, ...]``, in the predictions' dtype or float32 (float64 for float64).
         state: what the rule remembers, and the clean sample that a multistep solver reads (``"previous_x0"``, in
             float32): one for each request. The step reads and replaces them.
@@ -87,12 +90,14 @@ def guide_step(
         tensors, values = rule_inputs(rule, predictions, params, check)
     check_tensor("x", x, tensors[0])
     levels = domain_levels(rule, step.level, x, step.input_scale)
-    mask = mask if rule.lowered.program.reduces else None
+    recording = None if telemetry is None else begin(telemetry, rule, predictions, backend, step=step.index)
+    mask = mask if rule.lowered.program.reduces or recording is not None else None
     program = rule.lowered.variant(
         affine=bool(levels),
         step=stage_key(step, batch_out is not None),
         scaled=scale_map is not None,
         masked=mask is not None,
+        figures=None if recording is None else recording.sums,
     )
     weights = [
         fk.check_param("step", w, x.shape[0], x.device) if isinstance(w, Tensor) else w
@@ -123,6 +128,7 @@ def guide_step(
         shards=shards,
         state=state,
         backend=backend,
+        recording=recording,
     )
     if step.keeps_x0:
         memory[PREVIOUS_X0] = results[1]

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ..combination import check_choice
 from ..schedules import Schedule, check_step
+from ..telemetry.figures import GENERAL
+from ..telemetry.recorder import Sums
 
 __all__ = ["Lowered", "Parameter", "Rule", "check_choice", "number_or_schedule", "registry"]
 
@@ -76,11 +78,17 @@ class Lowered:
         return self.variant(affine=True)
 
     @cached_property
-    def _variants(self) -> dict[tuple[bool, int, bool, bool], fk.Program]:
-        return {(False, -1, False, False): self.program}
+    def _variants(self) -> dict[_Key, fk.Program]:
+        return {_PLAIN: self.program}
 
     def variant(
-        self, *, affine: bool = False, step: int = -1, scaled: bool = False, masked: bool = False
+        self,
+        *,
+        affine: bool = False,
+        step: int = -1,
+        scaled: bool = False,
+        masked: bool = False,
+        figures: Sums | None = None,
     ) -> fk.Program:
         """The formulas as a program that does more in its pass, made once.
 
@@ -88,25 +96,38 @@ class Lowered:
             affine: on ``shift * x + gain * prediction``.
             step: a stage of :data:`fastcfg.samplers.step.STAGES` by number, after all others; -1 is none.
             scaled, masked: with an elementwise factor of the deltas; with a mask of the sums.
+            figures: with those of telemetry, from the sums that its :class:`~fastcfg.telemetry.Telemetry` names.
         """
-        key = (affine, step, scaled, masked)
-        if key == (False, -1, False, False):
+        key = (affine, step, scaled, masked, figures)
+        if key == _PLAIN:
             return self.program  # Which a trace reads without a guard on this very object, and so without a recompile.
         _make_variant(self, key)
         return self._variants[key]
 
 
+_Key = tuple[bool, int, bool, bool, "Sums | None"]
+_PLAIN: _Key = (False, -1, False, False, None)
+
+
 @constant_when_traced
-def _make_variant(lowered: Lowered, key: tuple[bool, int, bool, bool]) -> bool:
+def _make_variant(lowered: Lowered, key: _Key) -> bool:
     """See that the variant is there: torch.compile runs this as it is, and then reads the program by its place."""
     if key not in lowered._variants:
         from ..samplers.step import STAGES
 
-        affine, step, scaled, masked = key
+        affine, step, scaled, masked, figures = key
         stages = lowered.stages if step < 0 else (*lowered.stages, STAGES[step])
         outputs = 1 + len(lowered.updates)
         lowered._variants[key] = fk.compile_program(
-            lowered.predictions, stages, lowered.extras, outputs, affine, scaled, masked
+            lowered.predictions,
+            stages,
+            lowered.extras,
+            outputs,
+            affine,
+            scaled,
+            masked,
+            () if figures is None else GENERAL,
+            figures == "gram",
         )
     return True
 

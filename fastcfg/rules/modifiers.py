@@ -10,6 +10,7 @@ import fastcfg_kernels as fk
 from fastcfg_kernels.math import maximum, minimum, sqrt, where
 
 from ..schedules import Schedule
+from ..telemetry.figures import reduced
 from .base import Lowered, Parameter, Rule, check_choice, number_or_schedule
 from .linear import Linear
 
@@ -87,7 +88,7 @@ class _Modifier(Rule, register=False):
 
     def _lower(
         self, values: Mapping[str, Parameter], formula: Callable[..., Any], kind: Literal["factor", "clamp"],
-        reference: str, dims: tuple[int, ...] | None = None,
+        reference: str, dims: tuple[int, ...] | None = None, figures: fk.Figures = (),
     ) -> Lowered:  # fmt: skip
         """The inner rule's stages and one more, whose parameters get public names that are still free."""
         inner = self.rule.lowered
@@ -105,7 +106,7 @@ class _Modifier(Rule, register=False):
                 public = f"outer_{public}"
             rename.append((name, public))
             params[public] = value
-        stage = fk.Stage(formula, kind, tuple(rename), (("ref", reference),))
+        stage = fk.Stage(formula, kind, tuple(rename), (("ref", reference),), figures=figures)
         return replace(inner, predictions=predictions, stages=(*stages, stage), params=params, dims=dims)
 
 
@@ -204,7 +205,8 @@ class NormCap(_Modifier):
             values["low"] = self.low
         formulas: dict[str, Callable[..., Any]] = {"cap": norm_cap, "full": norm_full, "clamp": norm_clamp}
         formula = formulas[self.mode]
-        return self._lower(values, formula, "factor", self.reference, _GROUPS[self.over])
+        figures = () if self.mode == "full" else (("limited", reduced),)
+        return self._lower(values, formula, "factor", self.reference, _GROUPS[self.over], figures)
 
     def simplify(self) -> Rule:
         return self if self.scheduled else replace(self, rule=self.rule.simplify())

@@ -11,6 +11,7 @@ from fastcfg_kernels.math import abs as absolute
 from fastcfg_kernels.math import exp, maximum, minimum, sqrt, where
 
 from ..schedules import Schedule, check_step
+from ..telemetry.figures import shortened
 from .base import Lowered, Parameter, Rule, check_choice, number_or_schedule
 from .linear import Linear
 
@@ -41,11 +42,34 @@ def _check_dims(dims: Any) -> Dims:
 # --- APG ---------------------------------------------------------------------------------------------------------
 
 
+def apg_limit(dot_d_d: Any, norm_threshold: Any) -> Any:
+    """What brings d to the threshold's norm where it is longer."""
+    return where(norm_threshold > 0.0, minimum(1.0, norm_threshold / sqrt(dot_d_d)), 1.0)
+
+
+def apg_share(dot_cond_d: Any, dot_cond_cond: Any) -> Any:
+    """``k`` of the part ``k c`` of d along c."""
+    return where(dot_cond_cond > 0.0, dot_cond_d / dot_cond_cond, 0.0)
+
+
 def apg(dot_d_d: Any, dot_cond_d: Any, dot_cond_cond: Any, scale: Any, eta: Any, norm_threshold: Any) -> Any:
     """``u + s L (d - (1 - eta) k c)``, L the norm's limit and k c the part of d along c."""
-    limit = where(norm_threshold > 0.0, minimum(1.0, norm_threshold / sqrt(dot_d_d)), 1.0)
-    along = (1.0 - eta) * where(dot_cond_cond > 0.0, dot_cond_d / dot_cond_cond, 0.0)
+    limit = apg_limit(dot_d_d, norm_threshold)
+    along = (1.0 - eta) * apg_share(dot_cond_d, dot_cond_cond)
     return 1.0 - scale * limit * along, scale * limit * (1.0 - along)
+
+
+def apg_momentum_limit(
+    dot_d_d: Any, dot_d_average: Any, dot_average_average: Any, norm_threshold: Any, momentum: Any
+) -> Any:
+    """:func:`apg_limit` of ``D = d + m A``."""
+    square = dot_d_d + 2.0 * momentum * dot_d_average + momentum * momentum * dot_average_average
+    return apg_limit(maximum(square, 0.0), norm_threshold)
+
+
+def apg_momentum_share(dot_cond_d: Any, dot_cond_average: Any, dot_cond_cond: Any, momentum: Any) -> Any:
+    """:func:`apg_share` of ``D = d + m A``."""
+    return apg_share(dot_cond_d + momentum * dot_cond_average, dot_cond_cond)
 
 
 def apg_momentum(
@@ -61,12 +85,18 @@ def apg_momentum(
     momentum: Any,
 ) -> Any:
     """As :func:`apg` with ``D = d + m A`` for d; the second output is D, the next A."""
-    square = dot_d_d + 2.0 * momentum * dot_d_average + momentum * momentum * dot_average_average
-    limit = where(norm_threshold > 0.0, minimum(1.0, norm_threshold / sqrt(maximum(square, 0.0))), 1.0)
-    dot_cond_sum = dot_cond_d + momentum * dot_cond_average
-    along = (1.0 - eta) * where(dot_cond_cond > 0.0, dot_cond_sum / dot_cond_cond, 0.0)
+    limit = apg_momentum_limit(dot_d_d, dot_d_average, dot_average_average, norm_threshold, momentum)
+    along = (1.0 - eta) * apg_momentum_share(dot_cond_d, dot_cond_average, dot_cond_cond, momentum)
     step = scale * limit
     return 1.0 - step * along, step * (1.0 - along), step * momentum, 0.0, 1.0, momentum
+
+
+_APG = (("limit", apg_limit), ("limited", shortened), ("projection", apg_share))
+_APG_MOMENTUM = (
+    ("limit", apg_momentum_limit),
+    ("limited", shortened),
+    ("projection", apg_momentum_share),
+)
 
 
 @dataclass(frozen=True)
@@ -111,9 +141,10 @@ class APG(Rule):
     def lower(self) -> Lowered:
         params = {"scale": self.scale, "eta": self.eta, "norm_threshold": self.norm_threshold}
         if self.momentum == 0.0:
-            return Lowered(self.conditions, (fk.Stage(apg, onto=_onto(self.base)),), params, dims=self.dims)
+            stage = fk.Stage(apg, onto=_onto(self.base), figures=_APG)
+            return Lowered(self.conditions, (stage,), params, dims=self.dims)
         params["momentum"] = self.momentum
-        stage = fk.Stage(apg_momentum, onto=_onto(self.base))
+        stage = fk.Stage(apg_momentum, onto=_onto(self.base), figures=_APG_MOMENTUM)
         return Lowered(self.conditions, (stage,), params, ("average",), ("average",), self.dims)
 
 
@@ -165,7 +196,8 @@ class APGMix(Rule):
 
     def lower(self) -> Lowered:
         if self.phase == "apg":
-            stage = fk.Stage(apg_momentum, rename=(("scale", "apg_scale"),), onto=_onto(self.base))
+            rename = (("scale", "apg_scale"),)
+            stage = fk.Stage(apg_momentum, rename=rename, onto=_onto(self.base), figures=_APG_MOMENTUM)
             params = {"apg_scale": self.apg_scale, "eta": self.eta, "norm_threshold": self.norm_threshold}
         else:
             stage = fk.Stage(cfg_with_momentum, onto=_onto(self.base))
@@ -177,17 +209,26 @@ class APGMix(Rule):
 # --- CFG-Zero* ---------------------------------------------------------------------------------------------------
 
 
-def cfg_zero_star(dot_uncond_uncond: Any, dot_uncond_d: Any, scale: Any, eps: Any) -> Any:
-    """``a u + s (c - a u)`` with ``a = c.u/(|u|^2 + eps)``; ``a - 1`` is formed without cancellation."""
+def fit(dot_uncond_uncond: Any, dot_uncond_d: Any, eps: Any) -> Any:
+    """``a - 1`` of ``a = c.u/(|u|^2 + eps)``, formed without cancellation."""
     square = dot_uncond_uncond + eps
-    shift = where(square > 0.0, (dot_uncond_d - eps) / square, 0.0)
+    return where(square > 0.0, (dot_uncond_d - eps) / square, 0.0)
+
+
+def fitted(dot_uncond_uncond: Any, dot_uncond_d: Any, eps: Any) -> Any:
+    """``a``."""
+    return 1.0 + fit(dot_uncond_uncond, dot_uncond_d, eps)
+
+
+def cfg_zero_star(dot_uncond_uncond: Any, dot_uncond_d: Any, scale: Any, eps: Any) -> Any:
+    """``a u + s (c - a u)``."""
+    shift = fit(dot_uncond_uncond, dot_uncond_d, eps)
     return 1.0 + (1.0 - scale) * shift, scale
 
 
 def cfg_zero_star_from_cond(dot_uncond_uncond: Any, dot_uncond_d: Any, scale: Any, eps: Any) -> Any:
     """``c + s (c - a u)``."""
-    square = dot_uncond_uncond + eps
-    shift = where(square > 0.0, (dot_uncond_d - eps) / square, 0.0)
+    shift = fit(dot_uncond_uncond, dot_uncond_d, eps)
     return 1.0 - scale * shift, 1.0 + scale
 
 
@@ -248,7 +289,8 @@ class CFGZeroStar(Rule):
         if self.phase == "zero":
             return Lowered(self.conditions, (fk.Stage(zeros),), {})
         formula = _by_base(self.base, cfg_zero_star, cfg_zero_star_from_cond)
-        return Lowered(self.conditions, (fk.Stage(formula),), {"scale": self.scale, "eps": self.eps})
+        stage = fk.Stage(formula, figures=(("projection", fitted),))
+        return Lowered(self.conditions, (stage,), {"scale": self.scale, "eps": self.eps})
 
     def simplify(self) -> Rule:
         return Linear((("cond", 0.0),)) if self.phase == "zero" else self
@@ -321,18 +363,20 @@ class TCFG(Rule):
 # --- MaMBO-G -----------------------------------------------------------------------------------------------------
 
 
-def magnitude_aware(dot_d_d: Any, dot_uncond_uncond: Any, scale: Any, alpha: Any) -> Any:
-    """``u + (1 + (s - 1) e) d`` with ``e = exp(-alpha |d|/|u|)``."""
+def damping(dot_d_d: Any, dot_uncond_uncond: Any, alpha: Any) -> Any:
+    """``e = exp(-alpha |d|/|u|)``."""
     ratio = where(dot_d_d > 0.0, sqrt(dot_d_d / dot_uncond_uncond), 0.0)
-    damping = where(alpha > 0.0, exp(-alpha * ratio), 1.0)
-    return 1.0, 1.0 + (scale - 1.0) * damping
+    return where(alpha > 0.0, exp(-alpha * ratio), 1.0)
+
+
+def magnitude_aware(dot_d_d: Any, dot_uncond_uncond: Any, scale: Any, alpha: Any) -> Any:
+    """``u + (1 + (s - 1) e) d``."""
+    return 1.0, 1.0 + (scale - 1.0) * damping(dot_d_d, dot_uncond_uncond, alpha)
 
 
 def magnitude_aware_from_cond(dot_d_d: Any, dot_uncond_uncond: Any, scale: Any, alpha: Any) -> Any:
     """``c + s e d``."""
-    ratio = where(dot_d_d > 0.0, sqrt(dot_d_d / dot_uncond_uncond), 0.0)
-    damping = where(alpha > 0.0, exp(-alpha * ratio), 1.0)
-    return 1.0, 1.0 + scale * damping
+    return 1.0, 1.0 + scale * damping(dot_d_d, dot_uncond_uncond, alpha)
 
 
 @dataclass(frozen=True)
@@ -367,4 +411,5 @@ class MaMBOG(Rule):
 
     def lower(self) -> Lowered:
         formula = _by_base(self.base, magnitude_aware, magnitude_aware_from_cond)
-        return Lowered(self.conditions, (fk.Stage(formula),), {"scale": self.scale, "alpha": self.alpha})
+        stage = fk.Stage(formula, figures=(("limit", damping),))
+        return Lowered(self.conditions, (stage,), {"scale": self.scale, "alpha": self.alpha})

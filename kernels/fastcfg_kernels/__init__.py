@@ -10,11 +10,12 @@ from .generated import function_from_source
 from .gpu.launch_plan import LaunchPlan, plan_launch
 from .guide import Target, guide, guide_at_once, guide_checked, guide_outputs
 from .host import lerp_weight
-from .program import Program, Stage, compile_program
+from .program import Figures, Program, Stage, compile_program
 from .shadow import shadow
 
 __all__ = [
     "Backend",
+    "Figures",
     "LaunchPlan",
     "Program",
     "Stage",
