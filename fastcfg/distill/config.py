@@ -16,6 +16,8 @@ __all__ = ["DistillConfig"]
 Data = Literal["trajectories", "data"]
 Precision = Literal["no", "bf16", "fp16"]
 Draw = Literal["uniform", "log"]
+Loss = Literal["root", "squared"]
+Optimizer = Literal["muon", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,13 @@ class DistillConfig:
         window: rounds whose states are held and drawn from at once; each new one replaces the oldest. With few
             trajectories at a time the student follows each round and forgets the ones before.
         reuse: how often a state is drawn on average while it is held.
-        learning_rate: peak of the warm-up and cosine decay of AdamW.
-        scale_rate: learning rate of the scale input over that of the other weights: it begins at zero, they do not.
+        loss: a sample's error over its target's power, ``"squared"`` or its ``"root"``; see :func:`relative_loss`.
+        optimizer: ``"muon"`` for the matrices of linear layers and convolutions (:class:`MuonAdamW`), or ``"adamw"``
+            for all. The scale input, biases and norms are always AdamW's.
+        learning_rate: peak of the warm-up and cosine decay.
+        scale_rate: learning rate of the scale input over that of the other weights.
         warmup: steps of linear warm-up.
-        weight_decay, clip: of AdamW, and the largest gradient norm.
+        weight_decay, clip: of the optimiser, and the largest gradient norm.
         ema: limit of the decay of the weights' moving average, which is what is kept.
         precision: autocast of the student's passes: ``"no"``, ``"bf16"`` or ``"fp16"`` (with loss scaling).
         seed: of everything random.
@@ -51,8 +56,8 @@ class DistillConfig:
         ValueError: naming the argument.
     """
 
-    steps: int = 1000
-    batch: int = 64
+    steps: int = 2000
+    batch: int = 32
     accumulate: int = 1
     mode: Mode = "full"
     data: Data = "trajectories"
@@ -63,12 +68,14 @@ class DistillConfig:
     sampler_steps: tuple[int, ...] = (20,)
     trajectories: int = 64
     window: int = 8
-    reuse: int = 2
-    learning_rate: float = 1e-3
-    scale_rate: float = 5.0
+    reuse: int = 4
+    loss: Loss = "root"
+    optimizer: Optimizer = "muon"
+    learning_rate: float = 2e-3
+    scale_rate: float = 1.0
     warmup: int = 50
     weight_decay: float = 0.0
-    clip: float = 1.0
+    clip: float = 10.0
     ema: float = 0.99
     precision: Precision = "no"
     seed: int = 0
@@ -82,6 +89,8 @@ class DistillConfig:
                 raise ValueError(f"{name}: expected a positive integer, got {value!r}")
         check_choice("mode", self.mode, get_args(Mode))
         check_choice("data", self.data, get_args(Data))
+        check_choice("loss", self.loss, get_args(Loss))
+        check_choice("optimizer", self.optimizer, get_args(Optimizer))
         check_choice("draw", self.draw, get_args(Draw))
         check_choice("precision", self.precision, get_args(Precision))
         number("low", self.low, 0.0)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..conditions import Condition, Conditions
 from ..denoiser import GuidedDenoiser
+from ..rules import Rule
 from ..schedules import Schedule
 from ..state import State
 from .families import Family, Network, family_of
@@ -124,7 +125,10 @@ class Task:
         ``w = s - 1``.
         """
         rule = self.teacher.rule
-        neutral = 0.0 if getattr(rule, "base", "uncond") == "cond" else 1.0
+        inner = rule
+        while isinstance(getattr(inner, "rule", None), Rule):  # Modifiers hold the rule that they are around.
+            inner = inner.rule  # type: ignore[attr-defined]
+        neutral = 0.0 if getattr(inner, "base", "uncond") == "cond" else 1.0
         planned = rule.lowered.params[self.parameter]
         strength = scale - 1.0
         if isinstance(planned, Schedule):

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..files import load_tensors, save_tensors
 from ..training import TrainingDiverged, ema_decay
 from .card import Card
-from .config import DistillConfig
+from .config import DistillConfig, Loss
 from .families import copy_network
+from .optimizer import MuonAdamW, matrices
 from .rollout import Batch, Examples, mixed, on_data, trajectories
 from .student import Student
 from .student_file import attach
@@ -24,15 +25,20 @@ from .task import Task, draw_scales, fingerprint
 __all__ = ["Distiller", "generator_of", "relative_loss"]
 
 
-def relative_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean over the samples of ``|prediction - target|^2 / |target|^2``, float32.
+def relative_loss(prediction: Tensor, target: Tensor, loss: Loss = "squared") -> Tensor:
+    """Mean over the samples of ``|prediction - target|^2 / |target|^2``, or of its root, float32.
 
     The power of a guided prediction grows with the square of its scale: without the division the largest scales would
-    be all of the loss.
+    be all of the loss. Of the quotient, they still are most, for they are the hardest; its root weighs every sample by
+    the size of its own error, so that the small scales, where the student begins next to exact, stay so.
+
+    Args:
+        loss: ``"squared"``, or ``"root"``: ``sqrt(q + 1e-4) - 0.01`` of the quotient q, which has a gradient at 0.
     """
     dims = tuple(range(1, target.dim()))
     error = (prediction.float() - target.float()).square().mean(dims)
-    return (error / target.float().square().mean(dims).clamp_min(1e-12)).mean()
+    quotient = error / target.float().square().mean(dims).clamp_min(1e-12)
+    return ((quotient + 1e-4).sqrt() - 1e-2 if loss == "root" else quotient).mean()
 
 
 def generator_of(*key: Any) -> torch.Generator:
@@ -80,12 +86,7 @@ class Distiller:
         layer.weight.register_hook(lambda gradient: gradient * resolved)  # type: ignore[no-untyped-call]
         self.trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
         self.average = {name: value.detach().clone() for name, value in self.trained.items()}
-        scale = [value for name, value in self.trained.items() if name.startswith(prefix)]
-        other = [value for name, value in self.trained.items() if not name.startswith(prefix)]
-        groups = [{"params": scale, "rate": config.scale_rate}, {"params": other, "rate": 1.0}]
-        self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], weight_decay=config.weight_decay, betas=(0.9, 0.99)
-        )
+        self.optimizer = MuonAdamW(self._groups(prefix), weight_decay=config.weight_decay)
         # The prepared network is a wrapper where there are several devices; in evaluation mode, for the teacher has
         # no dropout either.
         self.prepared, self._optimizer = self.accelerator.prepare(network, self.optimizer)
@@ -93,6 +94,19 @@ class Distiller:
         self.steps_done = 0
         self.smooth_loss = math.nan
         self._rounds: dict[int, Examples] = {}
+
+    def _groups(self, prefix: str) -> list[dict[str, Any]]:
+        """The optimiser's: the scale input, the other matrices, and what is left."""
+        muon = matrices(self.network) if self.config.optimizer == "muon" else set()
+        groups: dict[str, list[nn.Parameter]] = {"scale": [], "matrix": [], "other": []}
+        for name, parameter in self.trained.items():
+            groups["scale" if name.startswith(prefix) else "matrix" if name in muon else "other"].append(parameter)
+        rates = {"scale": self.config.scale_rate}
+        return [
+            {"params": own, "rate": rates.get(kind, 1.0), "matrix": kind == "matrix"}
+            for kind, own in groups.items()
+            if own
+        ]
 
     def _scales(self, count: int, generator: torch.Generator) -> Tensor:
         config = self.config
@@ -135,7 +149,7 @@ class Distiller:
         arguments = self.config.convention.arguments(scale, dtype)
         with self.accelerator.autocast():
             prediction = self.family.call(self.prepared, x, t, **condition, **arguments)
-        return relative_loss(prediction, target)
+        return relative_loss(prediction, target, self.config.loss)
 
     def step(self) -> float:
         """One optimiser step; returns its loss, the mean of all devices.
@@ -203,9 +217,7 @@ class Distiller:
         tensors: dict[str, Tensor] = {f"trained.{name}": value for name, value in self.trained.items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for name, parameter in self.trained.items():
-            for key in ("exp_avg", "exp_avg_sq", "step"):
-                if key in self.optimizer.state[parameter]:
-                    tensors[f"{key}.{name}"] = self.optimizer.state[parameter][key]
+            tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
         scaler = getattr(self.accelerator, "scaler", None)
         state = {
             "step": self.steps_done,
@@ -247,12 +259,12 @@ class Distiller:
             for name, parameter in self.trained.items():
                 parameter.copy_(by_kind["trained"][name])
                 self.average[name].copy_(by_kind["average"][name])
-                if name in by_kind.get("exp_avg", {}):
-                    self.optimizer.state[parameter] = {
-                        "step": by_kind["step"][name],
-                        "exp_avg": by_kind["exp_avg"][name].to(parameter),
-                        "exp_avg_sq": by_kind["exp_avg_sq"][name].to(parameter),
-                    }
+                # A count of steps stays where the optimiser keeps it.
+                self.optimizer.state[parameter] = {
+                    key: by_kind[key][name] if key == "step" else by_kind[key][name].to(parameter)
+                    for key in by_kind.keys() - {"trained", "average"}
+                    if name in by_kind[key]
+                }
         self.steps_done = metadata["state"]["step"]
         self.smooth_loss = metadata["state"]["smooth_loss"]
         if metadata["state"]["scaler"] is not None:

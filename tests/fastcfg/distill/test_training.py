@@ -88,7 +88,8 @@ def test_a_state_of_another_distillation_is_refused(tiny_task: Make, tmp_path: P
 
 @pytest.mark.parametrize(("mode", "form"), [("full", "lcm"), ("lora", "flux"), ("embedding", "lcm")])
 def test_it_learns_a_batch_by_heart(tiny_task: Make, monkeypatch: pytest.MonkeyPatch, mode: Mode, form: Form) -> None:
-    config = replace(TINY, steps=30, mode=mode, convention=Convention(form, 32), learning_rate=3e-3, ema=0.5)
+    rates = {"learning_rate": 3e-3, "scale_rate": 5.0}
+    config = replace(TINY, steps=30, mode=mode, convention=Convention(form, 32), loss="squared", ema=0.5, **rates)
     distiller = Distiller(tiny_task(), config)
     same_batch = distiller._examples(0)
     monkeypatch.setattr(distiller, "_examples", lambda number: same_batch)
@@ -146,8 +147,9 @@ def test_accumulated_batches_are_one_batch(tiny_task: Make, monkeypatch: pytest.
     monkeypatch.setattr(halves, "_examples", half)
     halves.step()
     for name, parameter in whole.trained.items():
-        gradient = whole.optimizer.state[parameter]["exp_avg"]
-        found = halves.optimizer.state[halves.trained[name]]["exp_avg"]
+        key = "momentum" if "momentum" in whole.optimizer.state[parameter] else "exp_avg"
+        gradient = whole.optimizer.state[parameter][key]
+        found = halves.optimizer.state[halves.trained[name]][key]
         # The same sums in another order: roundings of float32 of terms that are larger than their sum.
         torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item() + 1e-9)
 
@@ -213,6 +215,12 @@ def test_relative_loss_by_hand() -> None:
     # |e|^2 / |y|^2 is 25/25 and 0.01/0.25, whatever the size of the target.
     assert relative_loss(prediction, target).item() == pytest.approx((1 + 0.04) / 2)
     assert relative_loss(target, 0 * target).isfinite()
+    root = relative_loss(prediction, target, "root").item()
+    assert root == pytest.approx(((1 + 1e-4) ** 0.5 + (0.04 + 1e-4) ** 0.5) / 2 - 0.01)
+    # Next to exact it is still differentiable.
+    exact = target.clone().requires_grad_()
+    relative_loss(exact, target, "root").backward()
+    assert exact.grad is not None and not exact.grad.any()
 
 
 @pytest.mark.parametrize("draw", ["uniform", "log"])
@@ -238,6 +246,8 @@ def test_bad_configurations_are_named(tiny_task: Make) -> None:
         ({"exact_one": 1.5}, "exact_one"),
         ({"sampler_steps": ()}, "sampler_steps"),
         ({"precision": "fp8"}, "precision"),
+        ({"loss": "cube"}, "loss"),
+        ({"optimizer": "sgd"}, "optimizer"),
     ):
         with pytest.raises(ValueError, match=f"^{name}:"):
             replace(TINY, **changes)  # type: ignore[arg-type]

@@ -48,6 +48,11 @@ def by_hand(task: Task, rule_of: Callable[[float], Rule]) -> tuple[torch.Tensor,
 RULES = [
     pytest.param(CFG(7.5), CFG, id="CFG"),
     pytest.param(CFG(7.5, base="cond"), lambda s: CFG(s - 1, base="cond"), id="CFG-w"),
+    pytest.param(
+        InDomain(APG(6.5, eta=0.0, norm_threshold=5.0, base="cond")),
+        lambda s: InDomain(APG(s - 1, eta=0.0, norm_threshold=5.0, base="cond")),
+        id="APG-w-x0",
+    ),
     pytest.param(CFG(7.5, rescale=0.7), lambda s: CFG(s, rescale=0.7), id="rescale"),
     pytest.param(CFG(7.5, rescale=Linear(0.0, 0.7)), lambda s: CFG(s, rescale=Linear(0.0, 0.7)), id="rescale-schedule"),
     pytest.param(CFG(Interval(4.0, 0.25, 0.75)), lambda s: CFG(Interval(s, 0.25, 0.75)), id="interval"),
