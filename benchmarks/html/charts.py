@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from .content import Key
+from .numbers import SPACE
 
 __all__ = [
     "FAINT",
@@ -34,6 +35,7 @@ __all__ = [
     "legend",
     "lines",
     "number_ticks",
+    "short",
     "style",
 ]
 
@@ -65,12 +67,12 @@ _VARIABLES |= {style.colour: f"--series-{index + 1}" for index, style in enumera
 _SETTINGS = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # A name from a file is no formula.
-    "font.size": 10,
+    "font.size": 10.5,
     "text.color": INK,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": FAINT,
     "axes.labelsize": 10,
-    "axes.titlesize": 10.5,
+    "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
@@ -84,11 +86,16 @@ _SETTINGS = {
     "ytick.color": FAINT,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
     "figure.constrained_layout.use": True,
     "figure.constrained_layout.h_pad": 0.06,
 }
+
+
+def short(name: str, letters: int = 26) -> str:
+    """A name that leaves room for what it names; the table has all of it."""
+    return name if len(name) <= letters else name[: letters - 1].rstrip() + "…"
 
 
 def style(index: int) -> Style:
@@ -109,6 +116,7 @@ def draw(name: str, paint: Callable[[Any], None], *, height: float = 230) -> Mar
         FigureCanvasSVG(figure)
         axes = figure.subplots()
         paint(axes)
+        axes.set_title(short(axes.get_title("left"), 44))
         file = BytesIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return _inline(file.getvalue(), name)
@@ -235,5 +243,5 @@ def number_ticks(axis: Any) -> None:
     between = (1, 1.5, 2, 3, 4, 6, 8) if range_ < 6 else (1, 2, 5) if range_ < 300 else (1,)
     axis.set_major_locator(LogLocator(10, subs=between, numticks=9))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}".replace(",", " ")))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}".replace(",", SPACE)))
     axis.set_minor_formatter(NullFormatter())

@@ -6,12 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .charts import GROUND, INK, Style, number_ticks
+from .charts import GROUND, INK, Style, number_ticks, short
 
 __all__ = ["Bar", "Segment", "bars", "dots", "stacks"]
-
-LONGEST = 26
-"""Letters of a bar's name; the table has all of it."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,6 @@ class Segment:
 
     value: float
     look: Style
-
-
-def short(name: str) -> str:
-    """A name that leaves room for its bar."""
-    return name if len(name) <= LONGEST else name[: LONGEST - 1].rstrip() + "…"
 
 
 def bars(found: Sequence[Bar], *, title: str, x: str, start: float = 0.0) -> Callable[[Any], None]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["count", "decimal", "listed", "milliseconds", "percent", "plural", "times"]
+__all__ = ["SPACE", "count", "decimal", "listed", "milliseconds", "percent", "plural", "times"]
+
+
+SPACE = "\N{NO-BREAK SPACE}"
 
 
 def decimal(value: float | None, digits: int = 3) -> str:
@@ -16,7 +19,7 @@ def decimal(value: float | None, digits: int = 3) -> str:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPT)}"
     places = max(0, digits - 1 - (math.floor(math.log10(size)) if size else 0))
-    return f"{value:,.{min(places, 6)}f}".replace(",", " ")
+    return f"{value:,.{min(places, 6)}f}".replace(",", SPACE)
 
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -27,8 +30,8 @@ def milliseconds(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     if abs(value) < 1:
-        return f"{decimal(value * 1e3)} µs"
-    return f"{decimal(value)} ms" if abs(value) < 999.5 else f"{decimal(value / 1e3)} s"
+        return f"{decimal(value * 1e3)}{SPACE}µs"
+    return f"{decimal(value)}{SPACE}ms" if abs(value) < 999.5 else f"{decimal(value / 1e3)}{SPACE}s"
 
 
 def times(value: float | None) -> str:
@@ -40,12 +43,12 @@ def times(value: float | None) -> str:
 
 def percent(value: float | None, places: int = 0) -> str:
     """A share of 1."""
-    return f"{value * 100:.{places}f} %" if value is not None and math.isfinite(value) else "–"
+    return f"{value * 100:.{places}f}{SPACE}%" if value is not None and math.isfinite(value) else "–"
 
 
 def count(value: float | None) -> str:
-    """A whole number, with thin spaces between thousands."""
-    return f"{round(value):,}".replace(",", " ") if value is not None and math.isfinite(value) else "–"
+    """A whole number, with spaces between thousands."""
+    return f"{round(value):,}".replace(",", SPACE) if value is not None and math.isfinite(value) else "–"
 
 
 def plural(number: int, what: str) -> str:

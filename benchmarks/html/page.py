@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from .content import Section, Table
 
-__all__ = ["Missing", "Page", "render"]
+__all__ = ["Missing", "Page", "asset", "render"]
 
 MARKS = {"gain": "▲", "even": "＝", "loss": "▼"}
 TILES = 5
@@ -43,11 +43,11 @@ class Page:
 def render(page: Page) -> str:
     """HTML with its style, script and pictures inside. Everything but our own SVG is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    script = _asset("script.js")
+    script = asset("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     findings = [finding for section in page.sections for finding in section.findings]
     tiles = sorted((tile for section in page.sections for tile in section.tiles), key=lambda tile: tile.rank)
-    return environment.from_string(_asset("page.html.j2")).render(
+    return environment.from_string(asset("page.html.j2")).render(
         title=page.title,
         lead=page.lead,
         tiles=tiles[:TILES],
@@ -58,11 +58,12 @@ def render(page: Page) -> str:
         missing=page.missing,
         footer=page.footer,
         marks=MARKS,
-        style=Markup(_asset("style.css")),
+        style=Markup(asset("style.css")),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
     )
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of this package."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -66,20 +66,30 @@ def _sections(found: Folder) -> tuple[list[Section], list[Missing]]:
             missing.append(Missing(part.title, "No results.", part.command))
             continue
         try:
-            sections.append(part.build(results))
+            section = part.build(results)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             # The files are not ours to trust: one of another form costs its part of the report, not the report.
             what = f"has no {error}" if isinstance(error, KeyError) else str(error)
             names = ", ".join(result.path.name for result in results)
             missing.append(Missing(part.title, f"{names} has not the form that is expected: {what}.", part.command))
+            continue
+        if section.blocks:
+            sections.append(section)
+        else:
+            missing.append(Missing(part.title, "Files without a result.", part.command))
+    known = {kind for part in PARTS for kind in part.kinds}
+    missing.extend(
+        Missing(result.path.name, f"Has a kind that is not known: {result.kind}.")
+        for result in found.results
+        if result.kind not in known
+    )
     missing.extend(Missing(name, f"{why[0].upper()}{why[1:]}.") for name, why in found.unread)
     return sections, missing
 
 
 def _lead(found: Folder) -> str:
-    machines = list(
-        dict.fromkeys(str(r.environment["hardware"]) for r in found.results if r.environment.get("hardware"))
-    )
+    hardware = dict.fromkeys(str(result.environment.get("hardware", "unknown")) for result in found.results)
+    machines = [name for name in hardware if name != "unknown"]
     where = f" on {listed(machines)}" if machines else ""
     return (
         f"What fastcfg costs and gives beside the code that it replaces, measured{where}: speed, accuracy, quality and "

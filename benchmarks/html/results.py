@@ -10,15 +10,6 @@ from typing import Any
 
 __all__ = ["Folder", "Result", "read_folder"]
 
-_KINDS_BY_NAME = {
-    "cpu-": "kernels",
-    "guided-step": "guided-step",
-    "parallel": "parallel",
-    "gating": "gating",
-    "distillation": "distillation",
-    "export": "export-parity",
-}
-
 
 @dataclass(frozen=True)
 class Result:
@@ -80,7 +71,6 @@ def read_folder(folder: Path) -> Folder:
             unread.append((path.name, f"is not readable JSON: {error}"))
             continue
         kind = data.get("kind") if isinstance(data, dict) else None
-        kind = kind or next((k for name, k in _KINDS_BY_NAME.items() if path.name.startswith(name)), None)
         if isinstance(kind, str) and isinstance(data, dict):
             results.append(Result(path, kind, data))
         else:

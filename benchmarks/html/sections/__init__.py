@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..content import Section
 from ..results import Result
-from . import export, kernels, quality, reliability, scaling, steps, students
+from . import export, kernels, parallel, quality, reliability, scaling, steps, students
 
 __all__ = ["PARTS", "Part"]
 
@@ -29,13 +29,14 @@ class Part:
 
 PARTS = (
     Part("Guidance against its peers", ("kernels",), "fastcfg bench", kernels.build),
-    Part("Samplers' steps", ("samplers",), "python -m benchmarks.samplers", steps.samplers),
+    Part("Samplers' steps", ("samplers",), "fastcfg bench", steps.samplers),
     Part("A guided step", ("guided-step",), "python -m benchmarks.bench_guided_step", steps.guided_step),
-    Part("Passes over processes", ("parallel",), "python -m benchmarks.parallel", steps.parallel),
+    Part("Passes over processes", ("parallel",), "python -m benchmarks.parallel", parallel.build),
     Part("Scaling", ("scaling",), "python -m benchmarks.scaling", scaling.build),
     Part("Quality and diversity", ("quality",), "python -m benchmarks.quality", quality.build),
     Part("Fewer unconditional passes", ("gating",), "python -m benchmarks.gating_demo", students.gating),
     Part("Distillation", ("distillation",), "python -m benchmarks.distillation", students.distillation),
-    Part("Export parity", ("export-parity", "export"), "python -m benchmarks.export", export.build),
+    Part("Export parity", ("export-parity",), "python -m benchmarks.export", export.build),
+    Part("Guidance inside a graph", ("export",), "fastcfg bench", export.graph_steps),
     Part("Reliability", ("reliability",), "python -m benchmarks.reliability", reliability.build),
 )

@@ -8,7 +8,7 @@ from typing import Any
 from ... import compare
 from ..charts import INK, draw, legend, number_ticks, style
 from ..content import Cell, Chart, Finding, Panel, Section, Text
-from ..numbers import plural, times
+from ..numbers import percent, plural, times
 from ..results import read_folder
 from ..tables import numbers, tabulate, words
 
@@ -29,16 +29,22 @@ def build(old: Path, new: Path) -> Section:
         "comparison",
         "What changed",
         "Ratios to the peers before and after. A ratio is worse or better where its intervals from the 20th to the "
-        "80th percentile do not meet; times of two runs are not compared, ratios to a peer of the same run are.",
+        f"80th percentile are apart by {percent(compare.MARGIN)}. Times of two runs are not compared: ratios to a peer "
+        "of the same run are.",
     )
-    before = {result.path.name: result for result in read_folder(old).of("kernels")}
-    after = {result.path.name: result for result in read_folder(new).of("kernels")}
+    before, after = (
+        {result.path.name: result for result in read_folder(folder).of(*compare.FORMS)} for folder in (old, new)
+    )
     names = [name for name in before if name in after]
     if not names:
-        raise ValueError(f"compare: {str(old)!r} and {str(new)!r} have no result file of the kernels in common")
+        raise ValueError(f"compare: {str(old)!r} and {str(new)!r} have no result file with peers in common")
     for name in names:
-        results = compare.load(before[name].path), compare.load(after[name].path)
-        found = compare.compare(*results)
+        try:
+            results = compare.load(before[name].path), compare.load(after[name].path)
+            found = compare.compare(*results)
+        except ValueError as error:
+            section.blocks.append(Text(f"{name}: not compared: {error}."))
+            continue
         section.findings.append(Finding("loss" if found.cases("worse") else "gain", f"{name}: {found.summary()}."))
         for difference in compare.differences(*results):
             section.blocks.append(Text(f"{name}: not the same in both: {difference}."))
@@ -69,15 +75,12 @@ def _chart(name: str, found: compare.Comparison) -> Chart:
         tabulate(
             f"{plural(len(changes), 'ratio')} of {stem}, the worst first",
             changes,
-            words("rule", lambda c: c.case[0]),
-            words("shape", lambda c: c.case[1]),
-            words("dtype", lambda c: c.case[2]),
-            words("metric", lambda c: c.case[3]),
+            words("case", lambda c: ", ".join(c.case[1:])),
             words("peer", lambda c: c.peer),
             numbers("before", lambda c: times(c.old[1])),
             numbers("after", lambda c: times(c.new[1])),
             numbers("change", lambda c: times(c.new[1] / c.old[1])),
-            numbers("", lambda c: Cell(c.verdict, TONES[c.verdict])),
+            numbers("verdict", lambda c: Cell(c.verdict, TONES[c.verdict])),
         ),
         legend(f"compare-{stem}", [(verdict, look) for verdict, look in LOOKS.items()], line=False),
     )

@@ -1,4 +1,4 @@
-"""Guidance inside exported graphs: the same result as eager torch's."""
+"""Guidance inside exported graphs: the same result as eager torch's, and what a step costs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from ..charts import draw, legend, style
 from ..content import Cell, Chart, Finding, Panel, Picture, Section, Table
-from ..marks import dots
+from ..marks import Bar, bars, dots
 from ..numbers import count, decimal, milliseconds, plural, times
 from ..pictures import read_picture
 from ..results import Result
-from ..tables import numbers, tabulate, words
+from ..tables import numbers, tabulate, verdict, words
 
-__all__ = ["build"]
+__all__ = ["build", "graph_steps"]
 
 Row = Mapping[str, Any]
 
@@ -93,3 +93,49 @@ def _sampling(row: Row, sampling: Row, result: Result, section: Section) -> Iter
         title = f"{text}; the images differ by {apart}, the control by {control}"
         alt = "Digits sampled by eager torch and by the graph, which look the same, and their differences, magnified."
         yield read_picture(result.path.parent, picture, title, alt)
+
+
+def graph_steps(results: list[Result]) -> Section:
+    """A guided step from a graph that holds the guidance, beside guidance outside of it."""
+    section = Section(
+        "graph-steps",
+        "Guidance inside a graph",
+        "One step, its two passes in one batch: from an exported graph with the guidance inside, from a graph and "
+        "eager operations after it, and from eager torch. A ratio is the other's time divided by that of the first.",
+    )
+    for result in results:
+        rows = result.data["rows"]
+        others = [row for row in rows if row["provider"] != "fastcfg"]
+        drawn = []
+        for row in others:
+            name, whisker = f"{row['batch']}: {row['provider']}", (row["ratio_p20"], row["ratio_p80"])
+            drawn.append(Bar(name, row["ratio"], times(row["ratio"]), style(1), whisker))
+        ratios = [row["ratio"] for row in others]
+        faster = sum(row["ratio_p20"] > 1 for row in others)
+        text = f"{faster} of {plural(len(others), 'other')} slower beyond the noise, {times(min(ratios))} to "
+        text += f"{times(max(ratios))}"
+        section.findings.append(Finding("gain" if faster else "loss", f"A step from a graph: {text}.", result.where))
+        if lost := [row for row in others if row["ratio_p80"] < 1]:
+            said = "; ".join(f"{r['provider']}, batch {r['batch']}: {times(r['ratio'])}" for r in lost)
+            section.findings.append(Finding("loss", f"A step from a graph is slower than: {said}.", result.where))
+        paint = bars(drawn, title="By batch size and contestant", x="its time ÷ the graph's", start=1.0)
+        section.blocks.append(
+            Chart(
+                "Steps from graphs",
+                f"{text}. Whiskers: 20th to 80th percentile over rounds. {result.where}.",
+                [Panel("ratios", draw(f"{result.path.stem}-steps", paint, height=75 + 20 * len(drawn)))],
+                tabulate(
+                    f"Steps with the guidance inside a graph and outside ({result.where})",
+                    rows,
+                    words("model", lambda r: r["model"]),
+                    words("rule", lambda r: r["rule"]),
+                    numbers("batch", lambda r: str(r["batch"])),
+                    words("provider", lambda r: r["provider"]),
+                    numbers("a step", lambda r: milliseconds(r["p50"])),
+                    numbers("ratio", lambda r: verdict(times(r["ratio"]), r["ratio_p20"], r["ratio_p80"])),
+                    numbers("difference", lambda r: decimal(r["error"])),
+                    numbers("bound", lambda r: decimal(r["bound"])),
+                ),
+            )
+        )
+    return section

@@ -8,10 +8,11 @@ from statistics import median
 from typing import Any
 
 from ...cases import REFERENCE
+from ...environment import Environment
 from ...plots import FAMILIES, drawn, family, paint_ratios, paint_roofline, place_bars
-from ...report import Environment, Report
+from ...report import Report
 from ...rows import Row
-from ..charts import INK, SERIES, Style, draw, legend, number_ticks
+from ..charts import INK, SERIES, Style, draw, legend, number_ticks, short
 from ..content import Cell, Chart, Finding, Panel, Section, Table, Text, Tile
 from ..numbers import count, decimal, listed, milliseconds, percent, plural, times
 from ..results import Result
@@ -124,6 +125,7 @@ def _ratios(report: Report, dtype: str, where: str, key: str) -> Chart:
 
         def paint(axes: Any, here: list[Row] = here) -> None:
             paint_ratios(axes, here, places, looks, INK, size=8)
+            axes.set_yticks(axes.get_yticks(), [short(label.get_text()) for label in axes.get_yticklabels()])
             axes.set_ylim(max(places.values()) + 1, -1)
             axes.grid(visible=False, axis="y")
             axes.set_title(here[0].size)
@@ -223,7 +225,7 @@ def _accuracy(rows: list[Row], dtypes: list[str], where: str, key: str) -> Chart
                     axes.plot(errors, up, STYLES[name].marker, color=STYLES[name].colour, markersize=5.5)
             axes.set_xscale("log")
             number_ticks(axes.xaxis)
-            axes.set_yticks(range(len(rules)), rules)
+            axes.set_yticks(range(len(rules)), [short(rule) for rule in rules])
             axes.tick_params(axis="y", length=0)
             axes.invert_yaxis()
             axes.set_title(dtype)

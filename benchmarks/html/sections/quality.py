@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..charts import Line, draw, legend, lines, style
@@ -43,7 +43,7 @@ def build(results: list[Result]) -> Section:
         "with diversity; these are small samples of a small model, and say nothing of another.",
     )
     for result in results:
-        if curves := result.data.get("curves"):
+        if curves := result.data["curves"]:
             section.blocks.extend(_curves(curves, result, section))
         for grid in result.data.get("grids") or ():
             section.blocks.append(_grid(result, grid))
@@ -60,52 +60,50 @@ def _grid(result: Result, grid: Row) -> Picture | Text:
 
 
 def _curves(curves: Sequence[Row], result: Result, section: Section) -> Iterator[Chart]:
+    """Rules, schedules, teacher and student, and what was judged beside other references: a chart each."""
     teacher = [row for row in curves if row["who"] == "teacher"]
-    schedules = [row["schedule"] for row in teacher]
-    usual = max(dict.fromkeys(schedules), key=schedules.count) if schedules else ""
-    plain = [row for row in teacher if row["schedule"] == usual]
-    if plain:
-        yield from _charts(
-            f"Rules, schedule “{usual}”", plain, lambda row: row["rule"], "rules", result, _rules(plain, section)
-        )
-    for number, rule in enumerate(dict.fromkeys(row["rule"] for row in teacher)):
-        here = [row for row in teacher if row["rule"] == rule]
-        if len({row["schedule"] for row in here}) > 1:
-            finding = _best(here, "schedule")
-            yield from _charts(
-                f"Schedules of {rule}", here, lambda row: row["schedule"], f"schedules-{number}", result, finding
-            )
-    pairs = {(row["rule"], row["schedule"]) for row in curves if row["who"] == "student"}
-    if pairs:
-        here = [row for row in curves if (row["rule"], row["schedule"]) in pairs]
-        name = (lambda r: f"{r['who']}, {r['rule']}") if len(pairs) > 1 else (lambda r: str(r["who"]))
-        yield from _charts("Teacher and student", here, name, "students", result, _students(here, section))
+    references = list(dict.fromkeys(map(_reference, teacher)))
+    for number, reference in enumerate(references):
+        here = [row for row in teacher if _reference(row) == reference]
+        schedules = [row["schedule"] for row in here]
+        usual = max(dict.fromkeys(schedules), key=schedules.count)
+        plain = [row for row in here if row["schedule"] == usual]
+        beside = f", beside {reference}" * (number > 0)
+        finding = _best(plain) if number else _rules(plain, section)
+        yield from _charts(f"Rules, schedule “{usual}”{beside}", plain, f"rules-{number}", result, finding)
+        if scheduled := [row for row in here if row["schedule"] != usual]:
+            rows = [row for row in plain if row["rule"] == plain[0]["rule"]] + scheduled
+            yield from _charts(f"Schedules{beside}", rows, f"schedules-{number}", result, _best(rows))
+    if pairs := {_place(row) for row in curves if row["who"] == "student"}:
+        rows = [row for row in curves if _place(row) in pairs]
+        yield from _charts("Teacher and student", rows, "students", result, _students(rows, section))
 
 
-def _charts(
-    title: str, rows: Sequence[Row], name: Callable[[Row], str], key: str, result: Result, finding: str
-) -> Iterator[Chart]:
+def _reference(row: Row) -> str:
+    return str(row.get("reference", ""))
+
+
+def _place(row: Row) -> tuple[str, str, str]:
+    """What a student and its teacher have in common."""
+    return row["rule"], row["schedule"], _reference(row)
+
+
+def _name(row: Row) -> str:
+    return str(row.get("curve") or f"{row['rule']}, {row['schedule']}, {row['who']}")
+
+
+def _charts(title: str, rows: Sequence[Row], key: str, result: Result, finding: str) -> Iterator[Chart]:
     """One chart, or more where there are more series than are told apart."""
-    names = list(dict.fromkeys(map(name, rows)))
+    names = list(dict.fromkeys(map(_name, rows)))
     for part, first in enumerate(range(0, len(names), MOST)):
         shown = names[first : first + MOST]
-        here = [row for row in rows if name(row) in shown]
-        yield _chart(
-            title + f", part {part + 1}" * (len(names) > MOST), here, shown, name, f"{key}-{part}", result, finding
-        )
+        here = [row for row in rows if _name(row) in shown]
+        heading = title + f", part {part + 1}" * (len(names) > MOST)
+        yield _chart(heading, here, shown, f"{result.path.stem}-{key}-{part}", finding)
 
 
-def _chart(
-    title: str,
-    rows: Sequence[Row],
-    names: Sequence[str],
-    name: Callable[[Row], str],
-    key: str,
-    result: Result,
-    finding: str,
-) -> Chart:
-    by = {n: sorted((r for r in rows if name(r) == n), key=lambda r: r["scale"]) for n in names}
-    identifier = f"{result.path.stem}-{key}"
+def _chart(title: str, rows: Sequence[Row], names: Sequence[str], identifier: str, finding: str) -> Chart:
+    by = {n: sorted((r for r in rows if _name(r) == n), key=lambda r: r["scale"]) for n in names}
 
     def series(x: str, y: str) -> list[Line]:
         return [Line([(row[x], row[y]) for row in by[n]], style(i)) for i, n in enumerate(names)]
@@ -124,6 +122,7 @@ def _chart(
         tabulate(
             f"{title}: every point",
             [row for n in names for row in by[n]],
+            words("curve", _name),
             words("rule", lambda r: r["rule"]),
             words("schedule", lambda r: r["schedule"]),
             words("who", lambda r: r["who"]),
@@ -141,10 +140,10 @@ def _chart(
     )
 
 
-def _best(rows: Sequence[Row], what: str) -> str:
+def _best(rows: Sequence[Row]) -> str:
     best = min(rows, key=lambda row: row["frechet_distance"])
     return (
-        f"The least Fréchet distance, {decimal(best['frechet_distance'])}, is of {what} “{best[what]}” at scale "
+        f"The least Fréchet distance, {decimal(best['frechet_distance'])}, is that of “{_name(best)}” at scale "
         f"{best['scale']:g}, with accuracy {percent(best['accuracy'], 1)} and recall {best['recall']:.2f}."
     )
 
@@ -162,15 +161,15 @@ def _rules(rows: Sequence[Row], section: Section) -> str:
         section.findings.append(Finding("gain", f"On the demo's model, {change}."))
     if high["recall"] < low["recall"]:
         section.findings.append(Finding("loss", f"More guidance costs diversity: {first}, {recall} over those scales."))
-    return f"{change}, {recall}. {_best(rows, 'rule')}"
+    return f"{change}, {recall}. {_best(rows)}"
 
 
 def _students(rows: Sequence[Row], section: Section) -> str:
-    teachers = {(r["rule"], r["schedule"], r["scale"]): r for r in rows if r["who"] == "teacher"}
+    teachers = {(*_place(r), r["scale"]): r for r in rows if r["who"] == "teacher"}
     pairs = [
         (teachers[place], row)
         for row in rows
-        if row["who"] == "student" and (place := (row["rule"], row["schedule"], row["scale"])) in teachers
+        if row["who"] == "student" and (place := (*_place(row), row["scale"])) in teachers
     ]
     if not pairs:
         return "No scale was sampled of both."

@@ -27,7 +27,7 @@ def build(results: list[Result]) -> Section:
         "from the measured parts to a fleet, its assumptions beside it.",
     )
     for result in results:
-        if result.data.get("rows"):
+        if result.data["rows"]:
             section.blocks.extend(_curves(result, section.findings))
         if fleet := result.data.get("fleet"):
             section.blocks.extend(_fleet(fleet, result, section))

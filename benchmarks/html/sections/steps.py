@@ -1,19 +1,19 @@
-"""Whole steps: passes batched, skipped and spread over processes, and samplers with stock guidance and with ours."""
+"""Whole steps: passes batched and skipped, and samplers with stock guidance and with ours."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from ..charts import Line, draw, legend, lines, style
-from ..content import Chart, Finding, Panel, Section, Tile
+from ..charts import draw, legend, style
+from ..content import Cell, Chart, Finding, Panel, Section
 from ..marks import Bar, Segment, bars, stacks
-from ..numbers import decimal, milliseconds, percent, plural, times
+from ..numbers import decimal, listed, milliseconds, percent, plural, times
 from ..results import Result
 from ..tables import numbers, tabulate, verdict, words
 
-__all__ = ["guided_step", "parallel", "samplers"]
+__all__ = ["guided_step", "samplers"]
 
 Row = Mapping[str, Any]
 
@@ -86,83 +86,103 @@ def guided_step(results: list[Result]) -> Section:
 
 
 def samplers(results: list[Result]) -> Section:
-    """Pipelines' steps with stock guidance and with fastcfg's."""
+    """Denoising runs with stock guidance and with fastcfg's."""
     section = Section(
         "samplers",
         "Samplers' steps",
-        "Steps of real pipelines, the guidance stock or fastcfg's, in one process and round. On a large model guidance "
-        "is a small part of a step: the timelines show how small.",
+        "Whole denoising runs as they are and with fastcfg plugged in, in one process and round. The passes are the "
+        "same: where they take nearly all of a step, nothing is gained. The timelines show how much they take.",
     )
     for result in results:
         rows, stem = result.data["rows"], result.path.stem
-        peers = [row for row in rows if row["provider"] != "fastcfg" and row.get("ratio") is not None]
         if timelines := result.data.get("timelines"):
             section.blocks.append(_timelines(timelines, stem, result.where))
-        panels = []
-        for (model,), found in _groups(peers, "model").items():
-            drawn = [
-                Bar(" · ".join(dict.fromkeys((r["rule"], r["scheduler"], r["provider"]))), r["ratio"],
-                    times(r["ratio"]), style(1), None)
-                for r in found
-            ]  # fmt: skip
-            paint = bars(drawn, title=model, x="peer's step ÷ fastcfg's", start=1.0)
-            panels.append(Panel(model, draw(f"{stem}-ratios-{len(panels)}", paint, height=75 + 20 * len(found))))
-        ratios = [row["ratio"] for row in peers]
-        shares = [row["guidance_share"] for row in peers if row.get("guidance_share") is not None]
-        finding = f"No peer was measured. {result.where}."
-        if ratios:
-            finding = (
-                f"The peers' steps take {times(min(ratios))} to {times(max(ratios))} as long as fastcfg's, median "
-                f"{times(median(ratios))}. {result.where}."
-            )
-            faster = [r for r in ratios if r > 1.02]
-            if faster:
-                text = f"Whole sampler steps: {len(faster)} of {plural(len(ratios), 'case')} more than 2 % faster, "
-                section.findings.append(Finding("gain", f"{text}up to {times(max(ratios))}.", result.where))
-            if len(faster) < len(ratios):
-                same = len(ratios) - len(faster)
-                text = f"Whole sampler steps: {same} of {plural(len(ratios), 'case')} gain less than 2 %, or lose"
-                section.findings.append(Finding("loss", f"{text}: least {times(min(ratios))}.", result.where))
-        if shares:
-            finding += f" Stock guidance takes {percent(min(shares), 1)} to {percent(max(shares), 1)} of a step."
-        section.blocks.append(
-            Chart(
-                "Whole steps against the peers",
-                finding,
-                panels,
-                tabulate(
-                    f"Sampler steps ({result.where})",
-                    rows,
-                    words("model", lambda r: r["model"]),
-                    words("scheduler", lambda r: r["scheduler"]),
-                    words("rule", lambda r: r["rule"]),
-                    words("provider", lambda r: r["provider"]),
-                    numbers("a step", lambda r: milliseconds(r["ms_per_step"])),
-                    numbers("ratio", lambda r: _ratio(r.get("ratio"))),
-                    numbers("guidance", lambda r: milliseconds(r.get("guidance_ms"))),
-                    numbers("share", lambda r: percent(r.get("guidance_share"), 1)),
-                    numbers("error", lambda r: decimal(r.get("error"))),
-                    numbers("bound", lambda r: decimal(r.get("bound"))),
-                ),
-            )
-        )
+        if peers := [row for row in rows if row["provider"] != "fastcfg"]:
+            section.findings.extend(_sampler_findings(peers, result.where))
+            section.blocks.append(_samplers(rows, peers, stem, result.where))
     return section
 
 
-def _ratio(value: float | None) -> Any:
-    return "–" if value is None else verdict(times(value), value, value, good=1.02, bad=0.98)
+RATIOS = {"ratio": "a whole step", "outside_ratio": "what is outside of the passes"}
+
+
+def _samplers(rows: Sequence[Row], peers: Sequence[Row], stem: str, where: str) -> Chart:
+    panels, said = [], []
+    for key, what in RATIOS.items():
+        if any(key not in row for row in peers):
+            continue
+        drawn = [Bar(_contest(row), row[key], times(row[key]), style(1), _whisker(row, key)) for row in peers]
+        paint = bars(drawn, title=what[0].upper() + what[1:], x="peer's time ÷ fastcfg's", start=1.0)
+        panels.append(Panel(what, draw(f"{stem}-{key.replace('_', '-')}", paint, height=75 + 20 * len(drawn))))
+        ratios = [row[key] for row in peers]
+        said.append(f"for {what} {times(min(ratios))} to {times(max(ratios))}, median {times(median(ratios))}")
+    return Chart(
+        "Runs against the peers",
+        f"The peers' time divided by fastcfg's: {listed(said)}. {where}.",
+        panels,
+        tabulate(
+            f"Denoising runs ({where})",
+            rows,
+            words("model", lambda r: r["model"]),
+            words("scheduler", lambda r: r["scheduler"]),
+            words("rule", lambda r: r["rule"]),
+            words("provider", lambda r: r["provider"]),
+            numbers("a step", lambda r: milliseconds(r["ms_per_step"])),
+            numbers("ratio", lambda r: _ratio(r, "ratio")),
+            numbers("outside the passes", lambda r: milliseconds(r.get("outside_ms"))),
+            numbers("its ratio", lambda r: _ratio(r, "outside_ratio")),
+            numbers("guidance", lambda r: milliseconds(r.get("guidance_ms"))),
+            numbers("of a step", lambda r: percent(r.get("guidance_share"), 1)),
+            numbers("difference", lambda r: decimal(r.get("error"))),
+            numbers("bound", lambda r: decimal(r.get("bound"))),
+        ),
+    )
+
+
+def _contest(row: Row) -> str:
+    return f"{row['model']} · {row['rule']}"
+
+
+def _whisker(row: Row, key: str) -> tuple[float, float] | None:
+    return (row[f"{key}_p20"], row[f"{key}_p80"]) if f"{key}_p20" in row else None
+
+
+def _ratio(row: Row, key: str) -> str | Cell:
+    if row["provider"] == "fastcfg" or row.get(key) is None:
+        return "–"
+    low, high = _whisker(row, key) or (row[key], row[key])
+    return verdict(times(row[key]), low, high)
+
+
+def _sampler_findings(peers: Sequence[Row], where: str) -> Iterator[Finding]:
+    """How many runs are faster beyond the noise, and how many are not."""
+    intervals = [_whisker(row, "ratio") or (row["ratio"], row["ratio"]) for row in peers]
+    cases, faster = plural(len(peers), "case"), sum(low > 1 for low, _ in intervals)
+    best, least = (times(pick(row["ratio"] for row in peers)) for pick in (max, min))
+    if faster:
+        text = f"Whole denoising runs: {faster} of {cases} faster beyond the noise, up to {best}."
+        yield Finding("gain", text, where)
+    if rest := len(peers) - faster:
+        slower = sum(high < 1 for _, high in intervals)
+        text = f"Whole denoising runs: {rest} of {cases} not faster beyond the noise, {slower} slower; least {least}."
+        yield Finding("loss", text, where)
+    shares = [row["guidance_share"] for row in peers if row.get("guidance_share") is not None]
+    if shares:
+        text = f"Stock guidance takes {percent(min(shares), 1)} to {percent(max(shares), 1)} of a step of these small "
+        yield Finding("loss", f"{text}models, and less of a large one: no guidance can gain more.", where)
 
 
 def _timelines(timelines: Sequence[Row], stem: str, where: str) -> Chart:
     names = list(dict.fromkeys(part["name"] for line in timelines for part in line["parts"]))
     panels = []
-    for (model, rule), found in _groups(timelines, "model", "rule").items():
+    for (model, scheduler, rule), found in _groups(timelines, "model", "scheduler", "rule").items():
         drawn = [
             (line["provider"], [Segment(p["ms"], style(names.index(p["name"]))) for p in line["parts"]])
             for line in found
         ]
-        paint = stacks(drawn, title=f"{model}, {rule}", x="ms")
-        panels.append(Panel(f"{model}, {rule}", draw(f"{stem}-line-{len(panels)}", paint, height=70 + 26 * len(found))))
+        name = f"{model}, {scheduler}, {rule}"
+        paint = stacks(drawn, title=name, x="ms")
+        panels.append(Panel(name, draw(f"{stem}-line-{len(panels)}", paint, height=70 + 26 * len(found))))
     records = [(line, part, sum(p["ms"] for p in line["parts"])) for line in timelines for part in line["parts"]]
     largest = max(records, key=lambda record: record[1]["ms"] / (record[2] or 1))
     return Chart(
@@ -175,6 +195,7 @@ def _timelines(timelines: Sequence[Row], stem: str, where: str) -> Chart:
             f"Parts of a step ({where})",
             records,
             words("model", lambda r: r[0]["model"]),
+            words("scheduler", lambda r: r[0]["scheduler"]),
             words("rule", lambda r: r[0]["rule"]),
             words("provider", lambda r: r[0]["provider"]),
             words("part", lambda r: r[1]["name"]),
@@ -183,47 +204,3 @@ def _timelines(timelines: Sequence[Row], stem: str, where: str) -> Chart:
         ),
         legend(f"{stem}-line", [(name, style(i)) for i, name in enumerate(names)], line=False),
     )
-
-
-def parallel(results: list[Result]) -> Section:
-    """Passes over several processes."""
-    section = Section(
-        "parallel",
-        "Passes over processes",
-        "The passes of a step on several ranks, beside the same passes one after another in one process. A ratio is "
-        "the serial time divided by the parallel one.",
-    )
-    for result in results:
-        rows = result.data["rows"]
-        rules = list(_groups(rows, "rule"))
-        found = [
-            Line([(r["ranks"], r["ratio"]) for r in rows if r["rule"] == rule], style(i))
-            for i, (rule,) in enumerate(rules)
-        ]
-        paint = lines(found, title="Speed-up by ranks", x="ranks", y="serial ÷ parallel", level=1)
-        best = max(rows, key=lambda row: row["ratio"])
-        text = f"Up to {times(best['ratio'])} as fast as one process ({best['rule']}, {plural(best['ranks'], 'rank')})"
-        section.findings.append(Finding("gain", f"Passes over processes: {text[0].lower()}{text[1:]}.", result.where))
-        poor = [row for row in rows if row["ranks"] > 1 and row["ratio"] < 1.2]
-        if poor:
-            said = "; ".join(f"{row['rule']} on {row['ranks']} ranks, {times(row['ratio'])}" for row in poor)
-            section.findings.append(Finding("loss", f"Passes over processes hardly pay: {said}.", result.where))
-        section.tiles.append(Tile(times(best["ratio"]), f"passes over {best['ranks']} processes, {best['rule']}", 4))
-        section.blocks.append(
-            Chart(
-                "Speed-up by ranks",
-                f"{text}. More ranks than the machine has cores share them. {result.where}.",
-                [Panel("speed-up against ranks", draw(f"{result.path.stem}-ranks", paint))],
-                tabulate(
-                    f"Passes over processes ({result.where})",
-                    rows,
-                    words("rule", lambda r: r["rule"]),
-                    numbers("ranks", lambda r: str(r["ranks"])),
-                    numbers("parallel", lambda r: milliseconds(r["ms"])),
-                    numbers("serial", lambda r: milliseconds(r["serial_ms"])),
-                    numbers("ratio", lambda r: verdict(times(r["ratio"]), r["ratio"], r["ratio"], good=1.05, bad=0.95)),
-                ),
-                legend(f"{result.path.stem}-ranks", [(rule, style(i)) for i, (rule,) in enumerate(rules)]),
-            )
-        )
-    return section

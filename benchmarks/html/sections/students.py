@@ -196,16 +196,12 @@ def gating(results: list[Result]) -> Section:
                     numbers("recall", lambda r: f"{r['quality']['recall']:.2f}"),
                     numbers("coverage", lambda r: f"{r['quality']['coverage']:.2f}"),
                     numbers("Fréchet distance", lambda r: decimal(r["quality"]["frechet_distance"])),
-                    words("", lambda r: "") if best is None else _marked(best),
+                    numbers("chosen", lambda r, best=best: Cell("yes", "gain") if r["name"] == best else ""),
                 ),
                 legend(result.path.stem, [(kind, style(i)) for i, kind in enumerate(kinds)], line=False),
             )
         )
     return section
-
-
-def _marked(best: str) -> Any:
-    return numbers("chosen", lambda r: Cell("yes", "gain") if r["name"] == best else "")
 
 
 def _kind(row: Row) -> str:
