@@ -42,12 +42,14 @@ class Form:
     Attributes:
         identity: what tells the cases apart; provider: whose row it is; own: which one ratios are taken to.
         peers: the others that are no part of fastcfg; None for all whose name does not begin with its.
+        ratio: of which times; its percentiles have the same name with ``_p20`` and ``_p80``.
     """
 
     identity: tuple[str, ...]
     provider: str = "provider"
     own: str = REFERENCE
     peers: tuple[str, ...] | None = None
+    ratio: str = "ratio"
 
     def is_peer(self, name: str) -> bool:
         return not name.startswith(REFERENCE) if self.peers is None else name in self.peers
@@ -56,7 +58,8 @@ class Form:
 FORMS: Mapping[str, Form] = {
     "kernels": Form(("rule", "shape", "dtype", "metric", "cache")),
     "guided-step": Form(("model", "shape"), "contestant", "batched", ("by hand",)),
-    "samplers": Form(("model", "scheduler", "rule")),
+    # The passes are the model's, and the larger part of a step's noise.
+    "samplers": Form(("model", "scheduler", "rule"), ratio="outside_ratio"),
     "export": Form(("model", "rule", "batch")),
 }
 """By kind; other kinds have no peers."""
@@ -122,7 +125,7 @@ def results_of(data: Mapping[str, Any]) -> Results:
     kind, form = data["kind"], FORMS[data["kind"]]
     rows = {((kind, *(_text_of(row, name) for name in form.identity)), row[form.provider]): row for row in data["rows"]}
     ratios = {
-        (case, provider): _interval(row, rows[case, form.own])
+        (case, provider): _interval(row, rows[case, form.own], form.ratio)
         for (case, provider), row in rows.items()
         if form.is_peer(provider)
     }
@@ -135,9 +138,9 @@ def _text_of(row: Mapping[str, Any], name: str) -> str:
     return "×".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _interval(row: Mapping[str, Any], own: Mapping[str, Any]) -> Interval:
-    if "ratio_p20" in row:
-        return row["ratio_p20"], row["ratio"], row["ratio_p80"]
+def _interval(row: Mapping[str, Any], own: Mapping[str, Any], ratio: str) -> Interval:
+    if f"{ratio}_p20" in row:
+        return row[f"{ratio}_p20"], row[ratio], row[f"{ratio}_p80"]
     # Older files have percentiles of times alone: their ratios bound the ratio's.
     return row["p20"] / own["p80"], row["ratio"], row["p80"] / own["p20"]
 

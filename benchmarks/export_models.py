@@ -109,12 +109,21 @@ def _wan() -> nn.Module:
     )
 
 
+def _qwen() -> nn.Module:
+    from diffusers import QwenImageTransformer2DModel
+
+    return QwenImageTransformer2DModel(
+        num_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=16, axes_dims_rope=(4, 4, 8)
+    )
+
+
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "unet": _unet,
     "sdxl": _sdxl,
     "sd3": _sd3,
     "flux": _flux,
     "wan": _wan,
+    "qwen": _qwen,
     "lcm": lambda: _unet(time_cond_proj_dim=32),
     "flux-guidance": lambda: _flux(guidance_embeds=True),
 }

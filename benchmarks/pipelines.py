@@ -120,8 +120,8 @@ def _call_modular_wan(pipe: Any, noise: Tensor, arguments: Mapping[str, Any]) ->
 _VIDEO = (1, 4, 5, 32, 32)
 _FLOW = "FlowMatchEulerDiscrete"
 CLASSIC: Mapping[str, Subject] = {
-    "SDXL": Subject(_sdxl, _classic(True, height=512, width=512), "unet", (1, 4, 64, 64), "EulerDiscrete"),
-    "SDXL, 1024 px": Subject(_sdxl, _classic(True, height=1024, width=1024), "unet", (1, 4, 128, 128), "EulerDiscrete"),
+    "SDXL": Subject(_sdxl, _classic(True, height=256, width=256), "unet", (1, 4, 32, 32), "EulerDiscrete"),
+    "SDXL, 512 px": Subject(_sdxl, _classic(True, height=512, width=512), "unet", (1, 4, 64, 64), "EulerDiscrete"),
     "Flux": Subject(
         lambda: _flow_pipeline("FluxPipeline", "flux", *_TWO_TEXTS),
         _classic(True, height=512, width=512),
@@ -134,6 +134,13 @@ CLASSIC: Mapping[str, Subject] = {
         _classic(False, height=256, width=256, num_frames=17),
         "transformer",
         _VIDEO,
+        _FLOW,
+    ),
+    "QwenImage": Subject(
+        lambda: _flow_pipeline("QwenImagePipeline", "qwen", "text_encoder", "tokenizer"),
+        _classic(False, height=512, width=512),
+        "transformer",
+        (1, 1024, 64),
         _FLOW,
     ),
 }

@@ -94,7 +94,7 @@ class Outcome:
     """What became of a section.
 
     Attributes:
-        measured: its result, or None; why: it was left out, or failed; failed: whether something is wrong with fastcfg.
+        measured: its result, or None; why: it was left out, or failed; failed: whether something went wrong.
     """
 
     section: str
@@ -121,8 +121,9 @@ def run(names: Sequence[str], plan: Plan, progress: Callable[[str, str], None]) 
             measured = section.measure(plan, lambda part, name=name: progress(name, part))  # type: ignore[misc]
         except ImportError as error:
             yield Outcome(name, why=str(error))
-        except RuntimeError as error:
-            yield Outcome(name, time.perf_counter() - began, why=str(error), failed=True)
+        except Exception as error:  # The other sections' results are worth having all the same.
+            why = f"{type(error).__name__}: {error}"
+            yield Outcome(name, time.perf_counter() - began, why=why, failed=True)
         else:
             seconds = time.perf_counter() - began
             record = replace(measured.record, more={**measured.record.more, "seconds": round(seconds, 1)})

@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 __all__ = ["FUSED", "GUIDANCE", "NEXT", "PASSES", "SCHEDULER", "Timeline"]
@@ -88,11 +89,11 @@ class Timeline:
         finally:
             del model.forward, scheduler.step
 
-    def mean(self) -> Mapping[str, float]:
-        """Milliseconds of each part, the mean over the steps; they add up to :attr:`ms_per_step`."""
-        return {name: sum(step[name] for step in self.steps) / len(self.steps) for name in self.steps[0]}
+    def parts(self) -> Mapping[str, float]:
+        """Milliseconds of each part, the median over the steps: what interrupts one step says nothing of the others."""
+        return {name: median(step[name] for step in self.steps) for name in self.steps[0]}
 
     @property
     def ms_per_step(self) -> float:
-        """Milliseconds from the end of one step to the end of the next."""
-        return sum(self.mean().values())
+        """Milliseconds from the end of one step to the end of the next, the median."""
+        return median(sum(step.values()) for step in self.steps)
