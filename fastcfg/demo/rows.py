@@ -10,6 +10,8 @@ from torch import Tensor
 
 import fastcfg
 
+from ..distill.student import Student
+
 from .classifier import Classifier
 from .data import COLOUR_NAMES, NUM_COLOURS, NUM_DIGITS, load_digits, paint
 from .model import UNet
@@ -47,9 +49,13 @@ def make_rows(
     seed: int,
     steps: int,
     device: torch.device,
+    student: Student | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> Iterator[Row]:
-    """Yields real images first, then ``NUM_SAMPLED_ROWS`` rows that all start from the same noise."""
+    """Yields real images first, then ``NUM_SAMPLED_ROWS`` rows that all start from the same noise.
+
+    With a student of the model, one more: below the row of CFG that it imitates.
+    """
     digit = torch.arange(NUM_DIGITS, device=device)
     colour = digit % NUM_COLOURS
     noise = draw_noise(NUM_DIGITS, seed, device)
@@ -65,7 +71,10 @@ def make_rows(
     usual = {"uncond": nothing, "cond": both}
     yield row("no guidance", fastcfg.CFG(scale=1.0), usual, "CFG, s = 1")
     yield row("CFG", fastcfg.CFG(scale=2.0), usual, "s = 2")
-    yield row("CFG", fastcfg.CFG(scale=4.0), usual, "s = 4")
+    guided = row("CFG", fastcfg.CFG(scale=4.0), usual, "s = 4")
+    yield guided
+    if student is not None:
+        yield _imitation(student, guided, 4.0, both, noise, steps, on_step)
     for label, rescale in (("CFG, too strong", 0.0), ("… with rescale", 0.5)):
         strong = row(label, fastcfg.CFG(scale=8.0, rescale=rescale), usual)
         rescaled = f", φ = {rescale:g}" if rescale else ""
@@ -80,6 +89,24 @@ def make_rows(
     yield row("… not that colour", perp_neg, unwanted, "perp-neg, s = 3, negative 1.2")
     dual = fastcfg.DualCFG(scale=3.0, negative_scale=0.75)
     yield row("… not that colour", dual, unwanted, "dual, s = 3, negative 0.75")
+
+
+def _imitation(
+    student: Student,
+    teacher: Row,
+    scale: float,
+    condition: Labels,
+    noise: Tensor,
+    steps: int,
+    on_step: Callable[[], None] | None,
+) -> Row:
+    student.scale = scale
+    alone = fastcfg.CFG(scale=1.0)
+    images = sample(student, alone, {name: condition for name in alone.conditions}, noise, steps=steps, on_step=on_step)
+    images = images.cpu()
+    away = (images - teacher.images).norm() / teacher.images.norm()
+    note = f"s = {scale:g}, 1 pass a step for 2; {100 * away:.0f} % from CFG"
+    return Row("… its student", repr(student.rule), images, note)
 
 
 def column_names() -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,8 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 import fastcfg
 
+from ..distill.student import Student
 from ..files import write_atomically
-from .checkpoint import CLASSIFIER, DENOISER, SHIPPED, load_denoiser, save_denoiser
+from .checkpoint import CLASSIFIER, DENOISER, SHIPPED, STUDENT, load_denoiser, save_denoiser
 from .classifier import Classifier, accuracy_on, load_classifier, save_classifier, train_classifier
 from .data import NUM_COLOURS, NUM_DIGITS, load_digits
 from .diffusion import TRAIN_STEPS
@@ -74,12 +76,22 @@ def run_demo(
     output.mkdir(parents=True, exist_ok=True)
 
     # In units of one small sampling step; the steps of the larger batches are weighted by their cost.
-    small, large = NUM_SAMPLED_ROWS * steps, samples_per_digit * steps
+    student = shipped_student(checkpoints, where)
+    sampled = NUM_SAMPLED_ROWS + (student is not None)
+    small, large = sampled * steps, samples_per_digit * steps
     columns = (TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not progress) as bar:
         task = bar.add_task("grid", total=small + large * (len(scales) + 2 * len(COMPARED)))
         rows = list(
-            make_rows(model, classifier, seed=seed, steps=steps, device=where, on_step=lambda: bar.advance(task))
+            make_rows(
+                model,
+                classifier,
+                seed=seed,
+                steps=steps,
+                device=where,
+                student=student,
+                on_step=lambda: bar.advance(task),
+            )
         )
         accuracy = []
         for scale in scales:
@@ -125,6 +137,16 @@ def run_demo(
     write_atomically(result.table, to_markdown(result))
     write_atomically(result.data, json.dumps(to_json(result, trained, seed=seed, steps=steps), indent=2) + "\n")
     return result
+
+
+def shipped_student(checkpoints: Path, device: torch.device) -> Student | None:
+    """The student of the folder's denoiser; None where there is none or peft, which adapters need, is missing."""
+    file = checkpoints / STUDENT.name
+    if not file.exists() or find_spec("peft") is None:
+        return None
+    from ..distill.student_file import load_student
+
+    return load_student(file, load_denoiser(checkpoints / DENOISER.name, device)[0])
 
 
 def measure_accuracy(

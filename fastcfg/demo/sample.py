@@ -10,6 +10,7 @@ from torch import Tensor
 
 import fastcfg
 
+from ..distill.student import Student
 from .data import IMAGE_SIZE, NULL_COLOUR, NULL_DIGIT
 from .diffusion import noise_scheduler
 from .model import UNet
@@ -43,7 +44,7 @@ def draw_noise(count: int, seed: int, device: torch.device | str = "cpu") -> Ten
 
 @torch.no_grad()
 def sample(
-    model: UNet,
+    model: UNet | Student,
     rule: fastcfg.Rule,
     conditions: Mapping[str, Labels],
     noise: Tensor,
@@ -55,6 +56,7 @@ def sample(
     """Samples with DDIM.
 
     Args:
+        model: the denoiser, or a student that guides itself, under ``CFG(1.0)``.
         rule: the guidance; ``conditions`` has the labels of each of ``rule.conditions``.
         noise: where to start, ``[B, 3, 28, 28]``.
         steps: of the sampler, 1-1000.

@@ -13,7 +13,7 @@ from fastcfg.demo.checkpoint import SHIPPED, load_denoiser
 from fastcfg.demo.classifier import load_classifier
 from fastcfg.demo.report import DemoResult, to_json, to_markdown
 from fastcfg.demo.rows import NUM_SAMPLED_ROWS
-from fastcfg.demo.run import measure_accuracy
+from fastcfg.demo.run import measure_accuracy, shipped_student
 from fastcfg.demo.sample import draw_noise, labels, sample
 from fastcfg.demo.stock import compare, fused_guidance, stock_guidance
 
@@ -39,11 +39,17 @@ def test_demo_json_has_the_numbers(result: DemoResult) -> None:
     assert [row["guidance"] for row in data["timing"]] == ["CFG 3", "CFG 7.5 + rescale 0.7"]
     assert all(row["stock_us"] > 0 and row["fused_us"] > 0 for row in data["timing"])
     assert all(row["largest_difference"] < 1e-3 for row in data["timing"])
-    assert len(data["rows"]) == NUM_SAMPLED_ROWS + 1
+    assert len(data["rows"]) == NUM_SAMPLED_ROWS + 2  # Real images, and the student.
+    labels = [row["label"] for row in data["rows"]]
+    assert "% from CFG" in data["rows"][labels.index("… its student")]["note"]
     assert data["real_digit"] >= 0.96
     assert data["denoiser"]["training"]["steps"] >= 1000
     assert data["versions"]["torch"]
     assert data == json.loads(json.dumps(to_json(result, data["denoiser"], seed=0, steps=4)))
+
+
+def test_demo_goes_without_a_student(tmp_path: Path) -> None:
+    assert shipped_student(tmp_path, torch.device("cpu")) is None
 
 
 def test_demo_markdown_has_the_numbers(result: DemoResult) -> None:

@@ -42,7 +42,7 @@ def test_matrices_step_along_their_orthogonal_part() -> None:
     optimizer.step()
     # The first momentum is along the gradient. 6 of 36 singular values at 1, times 0.2 sqrt(36).
     step = weight.detach().flatten(1)
-    left, values, right = torch.linalg.svd(weight.grad.flatten(1), full_matrices=False)
+    left, _, right = torch.linalg.svd(weight.grad.flatten(1), full_matrices=False)
     aligned = (left.T @ step @ right.T).diagonal()
     assert (aligned < 0).all() and torch.allclose(-aligned / (0.01 * 0.2 * 6), torch.ones(6), atol=0.4)
     # A larger gradient is no larger step.
