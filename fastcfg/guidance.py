@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import fastcfg_kernels as fk
 import torch
-from fastcfg_kernels.checks import FLOATS
+from fastcfg_kernels.checks import FLOATS, check_out, check_tensors
 from fastcfg_kernels.functional import Merge
 from torch import Tensor
 
@@ -35,6 +35,8 @@ def split_batch(rule: Rule, batch: Tensor, order: Sequence[str] | None = None) -
     names = tuple(order or rule.conditions)
     if sorted(names) != sorted(rule.conditions):
         raise ValueError(f"order: expected the names {list(rule.conditions)} in some order, got {list(names)}")
+    if not isinstance(batch, Tensor):
+        raise TypeError(f"batch: expected a tensor, got {type(batch).__name__}")
     if batch.dim() < 2 or batch.shape[0] % len(names):
         raise ValueError(
             f"batch: expected [k*B, ...] with k = {len(names)} ({', '.join(names)}), got {list(batch.shape)}"
@@ -104,6 +106,8 @@ def guide(
         if predictions:
             raise ValueError(f"batch: give one tensor or named predictions, not both (got {sorted(predictions)})")
         predictions = split_batch(rule, batch, order)
+    if params is not None and not isinstance(params, Mapping):
+        raise TypeError(f"params: expected a mapping from names to values, got {type(params).__name__}")
     if telemetry is not None and (recording := begin(telemetry, rule, predictions, backend, numerics)) is not None:
         return _recorded(
             recording, rule, predictions, params, out, backend, check, state, x, prediction, scale_map, mask, shards
@@ -215,9 +219,11 @@ def _prepared(
     """Guide a rule that makes its formula's inputs of the predictions first, in the dtype that is computed in."""
     names = rule.conditions
     check_names(rule, names, predictions)
-    for name, value in predictions.items():
-        if value.dtype not in FLOATS:
-            raise TypeError(f"{name}: expected a float32, bfloat16, float16 or float64 tensor, got {value.dtype}")
+    given = [predictions[name] for name in names]
+    check_tensors(names, given)
+    if out is not None:
+        check_tensors((names[0], "out"), (given[0], out))
+        check_out(out, given[0])
     if numerics != "fp32":
         raise ValueError(f"numerics: {type(rule).__name__} has 'fp32' only, got {numerics!r}")
     if rule.lowered.domain is not None:

@@ -31,6 +31,9 @@ FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64}
 def check_tensors(names: Sequence[str], predictions: Sequence[Tensor]) -> None:
     """Raise unless tensors have the first one's shape, dtype and device, and these are what the op takes."""
     first = predictions[0]
+    for name, tensor in zip(names, predictions, strict=True):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
     if first.dtype not in FLOATS:
         raise TypeError(f"{names[0]}: expected a float32, bfloat16, float16 or float64 tensor, got {first.dtype}")
     if first.dim() < 2:
@@ -102,6 +105,8 @@ def check_elementwise(program: Program, first: Tensor, scale_map: Tensor | None,
             raise ValueError(f"{name}: the program takes {'one' if wanted else 'none'}")
         if given is None:
             continue
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(given).__name__}")
         if name == "scale_map" and not given.is_floating_point():
             raise TypeError(f"{name}: expected a floating tensor, got {given.dtype}")
         if given.device != first.device:

@@ -133,6 +133,27 @@ def test_what_no_result_can_be_written_to_or_read_from(rule: CFG) -> None:
         fastcfg.guide(rule, uncond=U.to_sparse(), cond=C.to_sparse())
 
 
+@pytest.mark.parametrize("rule", [CFG(3.0), CFG(3.0, rescale=0.5), fastcfg.FDG()], ids=str)
+def test_what_is_no_tensor_or_no_mapping(rule: fastcfg.Rule) -> None:
+    given = {"uncond": torch.randn(2, 3, 16, 16), "cond": torch.randn(2, 3, 16, 16)}
+    for name, value in (("out", 3.0), ("params", [7.5]), ("uncond", [1.0]), ("cond", None)):
+        with pytest.raises(TypeError, match=f"{name}: expected a (tensor|mapping .*), got {type(value).__name__}"):
+            fastcfg.guide(rule, **{**given, name: value})
+    with pytest.raises(TypeError, match="batch: expected a tensor, got list"):
+        fastcfg.guide(rule, [1.0])
+    with pytest.raises((TypeError, ValueError), match="out: expected"):
+        fastcfg.guide(rule, out=torch.zeros(2, 3, 16, 16, dtype=torch.int64), **given)
+    with pytest.raises((TypeError, ValueError), match="out: expected"):
+        fastcfg.guide(rule, out=torch.zeros(2, 3, 16, 16, device="meta"), **given)
+    with pytest.raises(TypeError, match="cond: expected a dense tensor"):
+        fastcfg.guide(rule, uncond=given["uncond"], cond=given["cond"].to_sparse())
+    if not rule.prepares:
+        for name in ("scale_map", "mask"):
+            if name == "scale_map" or rule.program.reduces:
+                with pytest.raises(TypeError, match=f"{name}: expected a tensor, got float"):
+                    fastcfg.guide(rule, **{**given, name: 2.0})
+
+
 @pytest.mark.parametrize("rule", [CFG(3.0), CFG(3.0, rescale=0.5)], ids=str)
 def test_one_value_in_a_tensor_gives_every_batch_the_same_bits(rule: CFG) -> None:
     predictions = {"uncond": torch.randn(4, 7, dtype=torch.float64), "cond": torch.randn(4, 7, dtype=torch.float64)}
