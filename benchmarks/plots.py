@@ -85,7 +85,7 @@ def paint_roofline(axes: Any, rows: Sequence[Row], looks: Looks, ink: str, *, si
     floor = sorted((least / 1e6, min(times)) for least, times in copies.items())
     if floor:
         axes.plot(*zip(*floor, strict=True), color=ink, linewidth=1.2, label="copy of as many bytes", zorder=1)
-    for name in reversed(looks):  # fastcfg comes last, on top.
+    for name in reversed(list(looks)):  # fastcfg comes last, on top.
         colour, marker = looks[name]
         points = [(r.least / 1e6, r.p50) for r in rows if r.least and family(r.provider) == name]
         if points:

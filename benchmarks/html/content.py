@@ -11,7 +11,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
-__all__ = ["Cell", "Chart", "Column", "Finding", "Key", "Panel", "Picture", "Section", "Table", "Text", "Tile"]
+__all__ = ["Cell", "Chart", "Column", "Finding", "Key", "Panel", "Picture", "Section", "Table", "Text", "Tile", "Tone"]
 
 Tone = Literal["gain", "even", "loss"]
 

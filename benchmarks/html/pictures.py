@@ -26,11 +26,11 @@ def read_picture(folder: Path, name: str, title: str, alt: str) -> Picture:
         raise ValueError(f"file: expected the name of a picture beside the results, got {name!r}")
     try:
         with Image.open(folder / name, formats=("PNG", "JPEG", "WEBP")) as image:
-            image = image.convert("RGB") if image.mode not in ("RGB", "RGBA", "L") else image.copy()
+            pixels = image.convert("RGBA" if image.mode in ("RGBA", "LA", "P") else "RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"file: {name!r} is not a readable picture: {error}") from None
-    image.thumbnail((LARGEST, LARGEST))
+    pixels.thumbnail((LARGEST, LARGEST))
     file = BytesIO()
-    image.save(file, "WEBP", lossless=True, quality=60, method=4)
+    pixels.save(file, "WEBP", lossless=True, quality=60, method=4)
     uri = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
-    return Picture(title, alt, uri, image.width, image.height)
+    return Picture(title, alt, uri, pixels.width, pixels.height)

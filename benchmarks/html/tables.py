@@ -8,7 +8,7 @@ from typing import Any
 
 from .content import Cell, Column, Table
 
-__all__ = ["Field", "numbers", "tabulate", "verdict", "words"]
+__all__ = ["Field", "figures", "numbers", "tabulate", "verdict", "words"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ def words(name: str, value: Callable[[Any], Any]) -> Field:
 def numbers(name: str, value: Callable[[Any], str | Cell]) -> Field:
     """A column of numbers, as text that is set flush right."""
     return Field(Column(name), value)
+
+
+def figures(name: str, key: str, show: Callable[[Any], str]) -> Field:
+    """A column of one entry of the records."""
+    return numbers(name, lambda record: show(record[key]))
 
 
 def tabulate(caption: str, records: Iterable[Any], *fields: Field) -> Table:

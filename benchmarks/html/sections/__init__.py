@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..content import Section
 from ..results import Result
-from . import export, kernels, parallel, quality, reliability, scaling, steps, students
+from . import distillation, export, gating, kernels, parallel, quality, reliability, scaling, steps
 
 __all__ = ["PARTS", "Part"]
 
@@ -34,8 +34,8 @@ PARTS = (
     Part("Passes over processes", ("parallel",), "python -m benchmarks.parallel", parallel.build),
     Part("Scaling", ("scaling",), "python -m benchmarks.scaling", scaling.build),
     Part("Quality and diversity", ("quality",), "python -m benchmarks.quality", quality.build),
-    Part("Fewer unconditional passes", ("gating",), "python -m benchmarks.gating_demo", students.gating),
-    Part("Distillation", ("distillation",), "python -m benchmarks.distillation", students.distillation),
+    Part("Fewer unconditional passes", ("gating",), "python -m benchmarks.gating_demo", gating.build),
+    Part("Distillation", ("distillation",), "python -m benchmarks.distillation", distillation.build),
     Part("Export parity", ("export-parity",), "python -m benchmarks.export", export.build),
     Part("Guidance inside a graph", ("export",), "fastcfg bench", export.graph_steps),
     Part("Reliability", ("reliability",), "python -m benchmarks.reliability", reliability.build),

@@ -7,14 +7,14 @@ from typing import Any
 
 from ... import compare
 from ..charts import INK, draw, legend, number_ticks, style
-from ..content import Cell, Chart, Finding, Panel, Section, Text
+from ..content import Cell, Chart, Finding, Panel, Section, Text, Tone
 from ..numbers import percent, plural, times
 from ..results import read_folder
 from ..tables import numbers, tabulate, words
 
 __all__ = ["build"]
 
-TONES = {"better": "gain", "same": "even", "worse": "loss"}
+TONES: dict[str, Tone] = {"better": "gain", "same": "even", "worse": "loss"}
 LOOKS = {"same": style(4), "better": style(3), "worse": style(1)}
 ORDER = ("worse", "better", "same")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -119,7 +120,7 @@ def _ratios(report: Report, dtype: str, where: str, key: str) -> Chart:
     peers = [peer for _, peer in pairs]
     looks = {name: LOOKS[name] for name in _ORDER if any(family(row.provider) == name for row in peers)}
     places = place_bars(peers, looks)
-    panels = []
+    panels: list[Panel] = []
     for shape in sorted({row.shape for row in peers}, key=math.prod):
         here = [row for row in peers if row.shape == shape]
 
@@ -163,7 +164,7 @@ def _megabytes(row: Row) -> str:
 
 
 def _roofline(rows: list[Row], dtypes: list[str], where: str, key: str) -> Chart:
-    panels = []
+    panels: list[Panel] = []
     for dtype in dtypes:
         here = [row for row in rows if row.dtype == dtype]
 
@@ -213,7 +214,7 @@ def _accuracy(rows: list[Row], dtypes: list[str], where: str, key: str) -> Chart
         if place not in worst or row.error > worst[place].error:
             worst[place] = row
     names = [name for name in _ORDER if any(place[2] == name for place in worst)]
-    panels = []
+    panels: list[Panel] = []
     for dtype in dtypes:
 
         def paint(axes: Any, dtype: str = dtype) -> None:
@@ -248,13 +249,15 @@ def _accuracy(rows: list[Row], dtypes: list[str], where: str, key: str) -> Chart
             [(dtype, rule) for dtype in dtypes for rule in rules if (dtype, rule, REFERENCE) in worst],
             words("rule", lambda p: p[1]),
             words("dtype", lambda p: p[0]),
-            *(
-                numbers(LONG[n], lambda p, n=n: decimal(w.error if (w := worst.get((*p, n))) else None, 2))
-                for n in names
-            ),
+            *(numbers(LONG[name], partial(_error, worst, name)) for name in names),
         ),
         legend(f"{key}-accuracy", [(LONG[name], STYLES[name]) for name in names], line=False),
     )
+
+
+def _error(worst: Mapping[tuple[str, str, str], Row], name: str, place: tuple[str, str]) -> str:
+    row = worst.get((*place, name))
+    return decimal(row.error if row else None, 2)
 
 
 def _findings(report: Report, where: str) -> Iterator[Finding]:

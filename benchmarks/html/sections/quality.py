@@ -10,7 +10,7 @@ from ..content import Chart, Finding, Panel, Picture, Section, Text, Tile
 from ..numbers import decimal, percent
 from ..pictures import read_picture
 from ..results import Result
-from ..tables import numbers, tabulate, words
+from ..tables import figures, numbers, tabulate, words
 
 __all__ = ["build"]
 
@@ -188,7 +188,7 @@ def _geometry(rows: Sequence[Row], result: Result) -> Chart:
     scales = sorted({row["scale"] for row in rows})
     if len(scales) > MOST:  # As many as are told apart, the first and the last among them.
         scales = [scales[round(i * (len(scales) - 1) / (MOST - 1))] for i in range(MOST)]
-    panels = []
+    panels: list[Panel] = []
     for measure, what in MEASURES.items():
         found = [
             Line([(r["step"], r[measure]) for r in sorted(rows, key=lambda r: r["step"]) if r["scale"] == s], style(i))
@@ -210,7 +210,7 @@ def _geometry(rows: Sequence[Row], result: Result) -> Chart:
             numbers("scale", lambda r: decimal(r["scale"], 2)),
             numbers("step", lambda r: str(r["step"])),
             numbers("noise level", lambda r: decimal(r["noise_level"])),
-            *(numbers(what, lambda r, m=m: decimal(r[m])) for m, what in MEASURES.items()),
+            *(figures(what, measure, decimal) for measure, what in MEASURES.items()),
         ),
         legend(f"{result.path.stem}-geometry", [(f"scale {s:g}", style(i)) for i, s in enumerate(scales)]),
     )

@@ -40,7 +40,7 @@ def _curves(result: Result, findings: list[Finding]) -> Iterator[Chart | Table]:
     for what in dict.fromkeys(row["what"] for row in rows):
         here = [row for row in rows if row["what"] == what]
         series = list(dict.fromkeys((row["rule"], row["dtype"]) for row in here))
-        panels = []
+        panels: list[Panel] = []
         for axis in dict.fromkeys(row["axis"] for row in here):
             found = []
             for index, name in enumerate(series):

@@ -35,7 +35,7 @@ def guided_step(results: list[Result]) -> Section:
     )
     for result in results:
         rows = result.data["rows"]
-        panels = []
+        panels: list[Panel] = []
         for (model, shape), found in _groups(rows, "model", "shape").items():
             drawn = [
                 Bar(r["contestant"], r["p50"], f"{milliseconds(r['p50'])} · {r['ratio']:.2f}",
@@ -107,7 +107,8 @@ RATIOS = {"ratio": "a whole step", "outside_ratio": "what is outside of the pass
 
 
 def _samplers(rows: Sequence[Row], peers: Sequence[Row], stem: str, where: str) -> Chart:
-    panels, said = [], []
+    panels: list[Panel] = []
+    said = []
     for key, what in RATIOS.items():
         if any(key not in row for row in peers):
             continue
@@ -174,7 +175,7 @@ def _sampler_findings(peers: Sequence[Row], where: str) -> Iterator[Finding]:
 
 def _timelines(timelines: Sequence[Row], stem: str, where: str) -> Chart:
     names = list(dict.fromkeys(part["name"] for line in timelines for part in line["parts"]))
-    panels = []
+    panels: list[Panel] = []
     for (model, scheduler, rule), found in _groups(timelines, "model", "scheduler", "rule").items():
         drawn = [
             (line["provider"], [Segment(p["ms"], style(names.index(p["name"]))) for p in line["parts"]])

@@ -1,4 +1,4 @@
-"""Students of a guided teacher, and guidance with fewer unconditional passes."""
+"""Students of a guided teacher: what they learned and what they cost."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..charts import Line, draw, legend, lines, style
-from ..content import Cell, Chart, Finding, Panel, Section, Tile
+from ..content import Chart, Finding, Panel, Section
 from ..numbers import decimal, milliseconds, percent, plural, times
 from ..pictures import read_picture
 from ..results import Result
 from ..tables import numbers, tabulate, words
 
-__all__ = ["distillation", "gating"]
+__all__ = ["build"]
 
 Row = Mapping[str, Any]
 JUDGED = {"accuracy": "Classifier accuracy", "recall": "Recall", "frechet_distance": "Fréchet distance"}
 
 
-def distillation(results: list[Result]) -> Section:
+def build(results: list[Result]) -> Section:
     """What students learned, and what they cost."""
     section = Section(
         "distillation",
@@ -59,7 +59,8 @@ def distillation(results: list[Result]) -> Section:
 
 
 def _errors(found: Mapping[str, Any], result: Result, section: Section) -> Chart:
-    drawn, names = [], []
+    drawn: list[Line] = []
+    names = []
     for each in found.values():
         drawn.append(Line([(gap["scale"], 100 * gap["student"]) for gap in each["gaps"]], style(len(drawn))))
         names.append(each["title"])
@@ -92,7 +93,7 @@ def _errors(found: Mapping[str, Any], result: Result, section: Section) -> Chart
 
 def _judged(found: Mapping[str, Any], result: Result, section: Section) -> Chart:
     names = [(each["title"], who) for each in found.values() for who in ("teacher", "student")]
-    panels = []
+    panels: list[Panel] = []
     for metric, what in {
         "accuracy": "Classifier accuracy",
         "recall": "Recall",
@@ -133,76 +134,3 @@ def _judged(found: Mapping[str, Any], result: Result, section: Section) -> Chart
         ),
         legend(f"{result.path.stem}-judged", [(f"{who}: {title}", style(i)) for i, (title, who) in enumerate(names)]),
     )
-
-
-def gating(results: list[Result]) -> Section:
-    """Fewer unconditional passes, and what becomes of the samples."""
-    section = Section(
-        "gating",
-        "Fewer unconditional passes",
-        "Guidance that runs the unconditional pass in a part of the steps, and what becomes of the samples of the "
-        "demo's model, from the same noise and labels.",
-    )
-    for result in results:
-        rows, best = result.data["rows"], result.data.get("sweet_spot")
-        kinds = list(dict.fromkeys(_kind(row) for row in rows))
-        panels = []
-        for what, value in {
-            "Fréchet distance": lambda r: r["quality"]["frechet_distance"],
-            "Classifier accuracy": lambda r: r["quality"]["accuracy"],
-            "Recall": lambda r: r["quality"]["recall"],
-            "Difference to full guidance": lambda r: r["difference"],
-        }.items():
-            drawn = [
-                Line([(100 * r["unconditional"], value(r)) for r in rows if _kind(r) == kind], style(i), joined=False)
-                for i, kind in enumerate(kinds)
-            ]
-            paint = lines(drawn, title=what, x="unconditional passes, %", y="")
-            panels.append(Panel(f"{what} by passes", draw(f"{result.path.stem}-{len(panels)}", paint)))
-        finding = "No setting was as good as full guidance."
-        full = next((row for row in rows if row["name"] == "full"), None)
-        spot = next((row for row in rows if row["name"] == best), None)
-        if spot is not None:
-            finding = (
-                f"The fewest passes as good as full guidance: {spot['name']}, with {percent(spot['unconditional'])} of "
-                f"the unconditional passes and {percent(spot['passes'])} of all."
-            )
-            section.findings.append(Finding("gain", f"Gating: {finding[0].lower()}{finding[1:]}"))
-            section.tiles.append(
-                Tile(percent(spot["unconditional"]), "of the unconditional passes: as good samples", 2)
-            )
-        if full is not None:
-            poor = [
-                r for r in rows if r["quality"]["accuracy"] < full["quality"]["accuracy"] - 0.05 and r["name"] != "none"
-            ]
-            if poor:
-                low = min(poor, key=lambda r: r["quality"]["accuracy"])
-                text = f"{plural(len(poor), 'setting')} lost more than 5 points of accuracy; worst {low['name']}, "
-                section.findings.append(Finding("loss", f"Gating: {text}{percent(low['quality']['accuracy'], 1)}."))
-        section.blocks.append(
-            Chart(
-                "Samples by the share of unconditional passes",
-                f"{finding} {result.where}.",
-                panels,
-                tabulate(
-                    f"Gated guidance ({result.where})",
-                    rows,
-                    words("guidance", lambda r: r["name"]),
-                    numbers("unconditional", lambda r: percent(r["unconditional"])),
-                    numbers("passes", lambda r: percent(r["passes"])),
-                    numbers("difference", lambda r: f"{r['difference']:.3f}"),
-                    numbers("accuracy", lambda r: percent(r["quality"]["accuracy"], 1)),
-                    numbers("precision", lambda r: f"{r['quality']['precision']:.2f}"),
-                    numbers("recall", lambda r: f"{r['quality']['recall']:.2f}"),
-                    numbers("coverage", lambda r: f"{r['quality']['coverage']:.2f}"),
-                    numbers("Fréchet distance", lambda r: decimal(r["quality"]["frechet_distance"])),
-                    numbers("chosen", lambda r, best=best: Cell("yes", "gain") if r["name"] == best else ""),
-                ),
-                legend(result.path.stem, [(kind, style(i)) for i, kind in enumerate(kinds)], line=False),
-            )
-        )
-    return section
-
-
-def _kind(row: Row) -> str:
-    return str(row["name"]).partition(",")[0]
