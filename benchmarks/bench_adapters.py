@@ -22,12 +22,11 @@ from torch import Tensor
 
 from fastcfg.files import write_atomically
 
+from .environment import Environment
 from .race import CudaTimer, HostTimer, Summary, race, summarise
-from .report import Environment
 
 __all__ = ["GUIDERS", "SHAPES", "Row", "guidance_part", "measure_guiders"]
 
-RESULTS = Path(__file__).parent / "results"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OURS, THEIRS = "fastcfg", "diffusers"
 
@@ -156,8 +155,8 @@ def guiders(
         if row.reason:
             console.print(f"{row.guider} {list(row.shape)} {row.dtype}: {row.provider} left out, {row.reason}")
     if output is not None:
-        data = {"environment": asdict(Environment.of(device)), "unit": "ms", "rows": [asdict(row) for row in rows]}
-        write_atomically(output, json.dumps(data, indent=1) + "\n")
+        data = {"kind": "guiders", "environment": asdict(Environment.of(device)), "unit": "ms"}
+        write_atomically(output, json.dumps({**data, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
 
 
 def _table(rows: list[Row]) -> Table:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -182,7 +182,7 @@ def _compare(old: Path, new: Path, plan: Plan, repeat: bool, console: Console) -
 def _again(suspects: Collection[Case], plan: Plan, console: Console) -> comparison.Results:
     """The suspects measured once more."""
     ratios: dict[tuple[Case, str], comparison.Interval] = {}
-    environments = {}
+    environments: dict[str, Mapping[str, Any]] = {}
     with _progress(len({case[0] for case in suspects})) as progress:
         for outcome in suite.again(suspects, plan, progress):
             if outcome.measured is None:

@@ -32,7 +32,9 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(bench_adapters.app, arguments)
     assert result.exit_code == 0, result.output
     assert "ClassifierFreeGuidance, rescale" in result.output and "ratio" in result.output
-    rows = json.loads(output.read_text())["rows"]
+    data = json.loads(output.read_text())
+    rows = data["rows"]
+    assert data["kind"] == "guiders"
     assert {row["dtype"] for row in rows} == {"fp32", "bf16"} and all(row["times"]["p50"] > 0 for row in rows)
 
 

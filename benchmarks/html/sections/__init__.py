@@ -30,9 +30,9 @@ class Part:
 PARTS = (
     Part("Guidance against its peers", ("kernels",), "fastcfg bench", kernels.build),
     Part("Samplers' steps", ("samplers",), "fastcfg bench", steps.samplers),
-    Part("A guided step", ("guided-step",), "python -m benchmarks.bench_guided_step", steps.guided_step),
+    Part("A guided step", ("guided-step",), "fastcfg bench", steps.guided_step),
     Part("Passes over processes", ("parallel",), "python -m benchmarks.parallel", parallel.build),
-    Part("Scaling", ("scaling",), "python -m benchmarks.scaling", scaling.build),
+    Part("Scaling", ("scaling",), "fastcfg bench", scaling.build),
     Part("Quality and diversity", ("quality",), "python -m benchmarks.quality", quality.build),
     Part("Fewer unconditional passes", ("gating",), "python -m benchmarks.gating_demo", gating.build),
     Part("Distillation", ("distillation",), "python -m benchmarks.distillation", distillation.build),
