@@ -48,14 +48,14 @@ def same_condition(a: Any, b: Any) -> bool:
     copies of equal values are not. Mappings, lists and tuples are compared item by item, other values by ``==``.
     A :class:`Condition` is the same as another with the same arguments, model and context.
     """
+    if isinstance(a, Mapping) and isinstance(b, Mapping):  # Before ``is``, which torch 2.8 can't compile for these.
+        return a.keys() == b.keys() and all(same_condition(a[key], b[key]) for key in a)
     if a is b:
         return True
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and _same_memory(a, b)
     if isinstance(a, Condition) or isinstance(b, Condition):
         return _parts(a)[1:] == _parts(b)[1:] and same_condition(_parts(a)[0], _parts(b)[0])
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(same_condition(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(map(same_condition, a, b))
     try:

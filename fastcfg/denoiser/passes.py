@@ -46,6 +46,10 @@ class Pass(NamedTuple):
     context: Callable[[], AbstractContextManager[Any]] | None = None
     take: Callable[[Any], Tensor] = prediction_of
 
+    def given(self, kwargs: Mapping[str, Any]) -> Pass:
+        """The same pass with other keyword arguments. (``_replace`` can't be traced by ``torch.compile`` of 2.8.)"""
+        return Pass(self.name, kwargs, self.model, self.context, self.take)
+
     def predict(self, x: Tensor, t: Any) -> Tensor:
         """The prediction for ``x`` at timestep ``t``."""
         if self.context is None:
@@ -147,7 +151,7 @@ class Batched:
         if count == 1:
             return {group[0].name: group[0].predict(x, t)}
         many_t = t.repeat(count) if isinstance(t, Tensor) and t.dim() == 1 and t.shape[0] == batch else t
-        result = group[0]._replace(kwargs=kwargs).predict(self.buffers.inputs(x, count), many_t)
+        result = group[0].given(kwargs).predict(self.buffers.inputs(x, count), many_t)
         if result.shape[0] != count * batch:
             raise ValueError(
                 f"model: expected {count * batch} predictions for {count} passes of {batch}, got {result.shape[0]}"

@@ -20,12 +20,20 @@ from ..program import Program
 __all__ = ["interpreting", "kernel_constants", "unavailable", "writable_cache"]
 
 
+OLDEST = (3, 6)
+"""The oldest version of Triton that compiles these kernels; torch before 2.10 comes with an older one."""
+
+
 @cache
 def _import_error() -> str | None:
     try:
-        import triton  # noqa: F401
+        import triton
     except ImportError as error:
         return f"Triton is not installed ({error}); pip install 'fastcfg[gpu]'"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+        return (
+            f"Triton {triton.__version__} is older than {OLDEST[0]}.{OLDEST[1]}; pip install --upgrade 'fastcfg[gpu]'"
+        )
     return None
 
 

@@ -19,10 +19,11 @@ import torch
 from .. import math
 from ..program import Program, Stage, compile_program
 from .aot import TARGETS, Compiled, Sizes, compile_ahead
+from .formula import OLDEST
 
 __all__ = ["PARAMS", "SUPPORTED", "Row", "broken", "main", "measure", "programs", "to_markdown"]
 
-SUPPORTED = ((3, 6), (3, 9))
+SUPPORTED = (OLDEST, (3, 9))
 """Oldest and newest version of Triton that these kernels have been compiled with."""
 
 SPILLS = {("cuda:100", "row_kernel"): 96}
