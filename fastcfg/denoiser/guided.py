@@ -19,6 +19,7 @@ from .batching import Buffers
 from .capture import CapturedStep
 from .channels import GuidedChannels
 from .guidance import Guidance
+from .one_thread import one_thread
 from .passes import Batched, Executor, Sequential, prediction_of
 from .replay import ReplayBackend
 from .report import PassReport
@@ -103,13 +104,14 @@ class GuidedDenoiser(Guidance):
 
             check_double_guidance(rule, scale)
         self._input = StepInput()
+        self._busy: dict[str, int] = {}
         # One that has no batch of its own takes the first block alone.
         self._copies = len(rule.conditions) if hasattr(self.executor, "buffers") else 1
 
     def with_rule(self, rule: Rule) -> GuidedDenoiser:
         """The same model, executor and options with another rule, and counters of its own."""
         channels = self._channels
-        return GuidedDenoiser(
+        made = GuidedDenoiser(
             self.model,
             rule,
             mode=self.executor,
@@ -120,6 +122,8 @@ class GuidedDenoiser(Guidance):
             shards=self.shards,
             wait=self._wait,
         )
+        made._busy = self._busy  # The executor's buffers are shared.
+        return made
 
     def reset(self) -> None:
         """Set the counters to zero and let go of the executor's buffers."""
@@ -129,6 +133,7 @@ class GuidedDenoiser(Guidance):
         if reset is not None:
             reset()
 
+    @one_thread
     def __call__(
         self,
         x: Tensor,
@@ -176,6 +181,7 @@ class GuidedDenoiser(Guidance):
             self.note_refresh(planned, state, step, measured)
         return guided
 
+    @one_thread
     def step(
         self,
         x: Tensor,

@@ -24,6 +24,7 @@ from ..schedules import check_step
 from ..state import State, gather_states, scatter_states
 from .batching import Buffers, Padding
 from .guided import GuidedDenoiser
+from .one_thread import one_thread
 from .passes import Pass
 from .report import PassReport
 from .structure import structure_of
@@ -90,6 +91,7 @@ class Requests:
         self._max_rows = max_rows
         self._requests: dict[Hashable, Request] = {}
         self._buffers = Buffers()
+        self._busy: dict[str, int] = {}
         self._report = PassReport()
 
     @property
@@ -145,7 +147,11 @@ class Requests:
         """Take a request out of the batch, with its state."""
         if id not in self._requests:
             raise ValueError(f"id: {id!r} is not in the batch, which has {list(self._requests)}")
-        return self._requests.pop(id)
+        request = self._requests.pop(id)
+        own = request.denoiser
+        if own is not self._default and all(other.denoiser is not own for other in self._requests.values()):
+            self._denoisers.pop(own.rule, None)  # Rules come without end where each request has a scale of its own.
+        return request
 
     def _plan(self, request: Request, sigma: float | None) -> PassPlan:
         if request.done:
@@ -154,6 +160,7 @@ class Requests:
             request.conditions, request.step, request.num_steps, sigma=sigma, state=request.state
         )
 
+    @one_thread
     @torch.no_grad()
     def __call__(
         self,
