@@ -24,6 +24,8 @@ from .launch import check_names
 from .rules import Rule
 from .rules.linear import itself
 from .schedules import Schedule
+from .telemetry.recorder import Mark, Telemetry
+from .telemetry.recording import begin
 
 __all__ = ["guide_frames", "keyframe_scales", "temporal_decay", "uniform_scales"]
 
@@ -133,6 +135,7 @@ def guide_frames(
     group: Literal["sample", "frame"] = "sample",
     params: Mapping[str, Any] | None = None,
     backend: str | None = None,
+    telemetry: Telemetry | Mark | None = None,
     **predictions: Tensor,
 ) -> Tensor:
     """The guided prediction of a rule whose scale differs between frames.
@@ -149,7 +152,8 @@ def guide_frames(
             (the rescale of a video keeps the frames' proportions). ``"frame"``: each frame by itself, as if it were
             a sample of its own. Rules without sums give the same for both.
         params: overrides of other parameters, as for :func:`fastcfg.guide`.
-        backend: as for :func:`fastcfg.guide`.
+        backend, telemetry: as for :func:`fastcfg.guide`. Frames that are groups are recorded each by itself, and a
+            parameter that varies within a sample's sums is not recorded.
         predictions: tensors of one shape, dtype and device, by the names in ``rule.conditions``.
 
     Returns:
@@ -193,14 +197,24 @@ def guide_frames(
         shape = [first.shape[d] if d in (0, frame_dim) else 1 for d in range(first.dim())]
         scale_map = values[parameter].reshape(shape)
         given: dict[str, Any] = {**predictions}
-        return guide(rule, params={**values, parameter: 1.0}, scale_map=scale_map, backend=backend, **given)
+        params = {**values, parameter: 1.0}
+        return guide(rule, params=params, scale_map=scale_map, backend=backend, telemetry=telemetry, **given)
     if not lowered.program.reduces:
         return _elementwise(lowered.program, tensors, values, parameter, frame_dim, backend)
     if group == "frame":
         groups = Groups(first.shape, [d for d in range(1, first.dim()) if d != frame_dim])
         rows = [groups.rows(t) for t in tensors]
         by_group = {n: v.reshape(-1) if n == parameter else groups.values(v) for n, v in values.items()}
-        return groups.back(fk.guide(rows, lowered.program, by_group, backend=backend))
+        recording = None if telemetry is None else begin(telemetry, rule, predictions, backend, groups=True)
+        if recording is None:
+            return groups.back(fk.guide(rows, lowered.program, by_group, backend=backend))
+        program = lowered.variant(figures=recording.sums)
+        arguments = [fk.check_param(n, v, rows[0].shape[0], first.device) for n, v in by_group.items()]
+        figures = recording.room(program, rows[0], None)
+        guided = fk.guide_checked(rows, program, arguments, backend=backend, figures=figures)[0]
+        if figures is not None:
+            recording.keep(program, figures, first.shape[0])
+        return groups.back(guided)
     return _whole_sample(rule, predictions, values, parameter, frame_dim, backend)
 
 

@@ -180,6 +180,8 @@ class CapturedStep:
         key = (structure_of(planned.rule), planned.sources, planned.unguided, who, kind, kept, layout.signature)
         if (piece := self._pieces.get(key)) is None:
             piece = self._pieces[key] = self._prepare(planned, passes, layout, kind, kept, tensors)
+        if denoiser.telemetry is not None and step is not None:
+            denoiser.telemetry.set_step(step, x.device)
         result, *others = piece(tensors)
         denoiser.count(planned)
         if state is not None:

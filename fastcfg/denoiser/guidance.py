@@ -17,6 +17,7 @@ from ..rules.cached import gate_of
 from ..samplers.step import Step
 from ..state import State
 from .channels import GuidedChannels
+from ..telemetry.recorder import Mark, Telemetry
 from .gate import Gate, measure_delta
 from .passes import Pass, passes_of
 from .report import PassReport
@@ -43,10 +44,14 @@ class Guidance:
         shards: Merge | None,
         wait: bool,
     ) -> None:
+        telemetry: Telemetry | None = None,
         self.model = model
+        if telemetry is not None and not isinstance(telemetry, Telemetry):
+            raise TypeError(f"telemetry: expected a fastcfg.telemetry.Telemetry, got {type(telemetry).__name__}")
         self.backend = backend
         self.shards = shards
         self._take = take
+        self.telemetry = telemetry
         self._wait = wait
         self._planner = Planner(rule)
         self._gate = None if gate_of(rule) is None else Gate(rule, wait)
@@ -96,6 +101,14 @@ class Guidance:
         """Count the passes of a plan as run."""
         self._report.count(len(planned.passes), planned.saved_by)
 
+        if self.telemetry is not None:
+            self.telemetry.count_passes(len(planned.passes), planned.saved_by)
+
+    def mark(self, step: int | Sequence[int] | None, ids: Sequence[Hashable] | None = None) -> Mark | None:
+        """What telemetry is told of a call: its step, or one for each sample, and whose the samples are."""
+        if self.telemetry is None or torch.compiler.is_compiling():
+            return None
+        return self.telemetry.at(step, ids)
     def combine(
         self,
         planned: PassPlan,
@@ -122,6 +135,7 @@ class Guidance:
                 shards=self.shards,
                 **space,
                 **named,
+                telemetry=mark,
             )
 
         return guided(results, out) if self._channels is None else self._channels.guide(planned, results, guided, out)
@@ -153,4 +167,5 @@ class Guidance:
         if self._channels is not None:
             results = {name: self._channels.of(result) for name, result in results.items()}
         named: dict[str, Any] = planned.predictions(results)
-        return guide_step(planned.rule, step, x=x, backend=self.backend, shards=self.shards, **arguments, **named)
+        arguments |= {"backend": self.backend, "shards": self.shards, "telemetry": self.mark(step.index)}
+        return guide_step(planned.rule, step, x=x, **arguments, **named)

@@ -14,6 +14,7 @@ from ..parameterization import Prediction
 from ..rules import Rule
 from ..samplers.step import Step
 from ..state import State
+from ..telemetry.recorder import Telemetry
 from .automatic import Auto
 from .batching import Buffers
 from .capture import CapturedStep
@@ -64,6 +65,7 @@ class GuidedDenoiser(Guidance):
         shards: where each rank holds a part of every sample; see :class:`fastcfg.parallel.Shards`.
         wait: a gate that measures (:class:`fastcfg.GatedCFG` with ``drift`` or ``stop``) waits for the device at
             each refresh; without it a measure counts once it has arrived.
+        telemetry: counts passes and calls, and records figures of the guidance.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class GuidedDenoiser(Guidance):
         rest: str | None = None,
         shards: Merge | None = None,
         wait: bool = False,
+        telemetry: Telemetry | None = None,
     ) -> None:
         if not callable(model):
             raise TypeError(f"model: expected a callable model(x, t, **conditions), got {type(model).__name__}")
@@ -96,6 +99,7 @@ class GuidedDenoiser(Guidance):
             shards=shards,
             # Ranks have to decide alike, and when a measure arrives is each rank's own matter.
             wait=wait or bind is not None or shards is not None,
+            telemetry=telemetry,
         )
         if bind is not None:
             bind(rule)
@@ -121,6 +125,7 @@ class GuidedDenoiser(Guidance):
             rest=None if channels is None else channels.rest,
             shards=self.shards,
             wait=self._wait,
+            telemetry=self.telemetry,
         )
         made._busy = self._busy  # The executor's buffers are shared.
         return made
@@ -175,7 +180,8 @@ class GuidedDenoiser(Guidance):
         results = self.executor.run(x, t, self.passes(planned, conditions))
         before = None if self._gate is None or state is None else state.get("delta")
         space: dict[str, Any] = {} if prediction is None else {"x": x, "prediction": prediction}
-        guided = self.combine(planned, results, params=params, state=state, out=out, **space)
+        mark = None if self.telemetry is None else self.mark(step)
+        guided = self.combine(planned, results, params=params, state=state, out=out, mark=mark, **space)
         if self._gate is not None and state is not None:
             measured = self.measure(planned, results, before, state) if self.measures(planned) else None
             self.note_refresh(planned, state, step, measured)

@@ -218,6 +218,8 @@ class Requests:
             request.step += 1
             for report in (self._report, request.report):
                 report.count(len(planned.passes), planned.saved_by)
+            if self._default.telemetry is not None:
+                self._default.telemetry.count_passes(len(planned.passes), planned.saved_by)
         return result
 
     def _run(self, x: Tensor, t: Tensor, rows: Sequence[tuple[int, Pass]]) -> tuple[Tensor, dict[tuple[int, str], int]]:

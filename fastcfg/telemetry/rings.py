@@ -91,6 +91,7 @@ class Ring:
 
     def __init__(self, device: torch.device, capacity: int) -> None:
         self.device, self.capacity = device, capacity
+        self.asynchronous = device.type == "cuda"  # A reader may meet a write half done.
         self.figures = torch.zeros(capacity, len(FIGURES), dtype=torch.float64, device=device)
         self.marks = torch.zeros(capacity, MARKS, dtype=torch.int64, device=device)
         self.position = torch.zeros((), dtype=torch.int64, device=device)
@@ -167,7 +168,7 @@ class Ring:
         copy = self._copy
         copy.pending = False
         end, after = int(copy.before), int(copy.after)
-        in_flight = self.widest if self.device.type == "cuda" else 0
+        in_flight = self.widest if self.asynchronous else 0
         begin = max(0, min(after + in_flight - self.capacity, end), self._oldest(placed))
         places = np.arange(begin, max(begin, end)) % self.capacity
         return Taken(begin, self._records(begin, copy.figures.numpy()[places], copy.marks.numpy()[places], placed))
