@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from .content import Key
-from .numbers import SPACE
+from .numbers import tick
 
 __all__ = [
     "FAINT",
@@ -243,5 +243,5 @@ def number_ticks(axis: Any) -> None:
     between = (1, 1.5, 2, 3, 4, 6, 8) if range_ < 6 else (1, 2, 5) if range_ < 300 else (1,)
     axis.set_major_locator(LogLocator(10, subs=between, numticks=9))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}".replace(",", SPACE)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axis.set_minor_formatter(NullFormatter())

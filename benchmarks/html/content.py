@@ -63,7 +63,7 @@ class Chart:
 
     Attributes:
         finding: what they show, in a sentence: the text alternative, and the caption.
-        table: the numbers that were drawn.
+        table: the numbers that were drawn; where: they were measured.
     """
 
     title: str
@@ -71,6 +71,7 @@ class Chart:
     panels: Sequence[Panel]
     table: Table
     legend: Sequence[Key] = ()
+    where: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["SPACE", "count", "decimal", "listed", "milliseconds", "percent", "plural", "times"]
+__all__ = ["SPACE", "count", "decimal", "listed", "milliseconds", "percent", "plural", "tick", "times"]
 
 
 SPACE = "\N{NO-BREAK SPACE}"
@@ -23,6 +23,14 @@ def decimal(value: float | None, digits: int = 3) -> str:
 
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def tick(value: float) -> str:
+    """A round number on an axis, as short as can be: ``0.5``, ``2 000``, ``10⁵``."""
+    if value and not 1e-3 <= abs(value) < 1e4:
+        mantissa, exponent = f"{value:.0e}".split("e")
+        return f"{mantissa}×10".removeprefix("1×") + str(int(exponent)).translate(_SUPERSCRIPT)
+    return f"{value:,.10g}".replace(",", SPACE)
 
 
 def milliseconds(value: float | None) -> str:

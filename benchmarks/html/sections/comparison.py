@@ -45,7 +45,9 @@ def build(old: Path, new: Path) -> Section:
         except ValueError as error:
             section.blocks.append(Text(f"{name}: not compared: {error}."))
             continue
-        section.findings.append(Finding("loss" if found.cases("worse") else "gain", f"{name}: {found.summary()}."))
+        worse, better = len(found.cases("worse")), len(found.cases("better"))
+        if worse or better:
+            section.findings.append(Finding("loss" if worse else "gain", f"{name}: {found.summary()}."))
         for difference in compare.differences(*results):
             section.blocks.append(Text(f"{name}: not the same in both: {difference}."))
         section.blocks.append(_chart(name, found))

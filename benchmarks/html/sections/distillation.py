@@ -75,7 +75,7 @@ def _errors(found: Mapping[str, Any], result: Result, section: Section) -> Chart
     return Chart(
         "Error of a student's prediction",
         f"At scale {last['scale']:g} the student “{first['title']}” errs by {percent(last['student'])}; leaving "
-        f"guidance away would err by {percent(last['unguided'])}. {result.where}.",
+        f"guidance away would err by {percent(last['unguided'])}.",
         [Panel("error by scale", draw(f"{result.path.stem}-errors", paint, height=260))],
         tabulate(
             f"Relative errors by scale ({result.where})",
@@ -88,6 +88,7 @@ def _errors(found: Mapping[str, Any], result: Result, section: Section) -> Chart
             numbers("unguided samples", lambda p: percent(p[1]["unguided_sample"], 1)),
         ),
         legend(f"{result.path.stem}-errors", [(name, style(i)) for i, name in enumerate(names)]),
+        where=result.where,
     )
 
 

@@ -122,7 +122,7 @@ def graph_steps(results: list[Result]) -> Section:
         section.blocks.append(
             Chart(
                 "Steps from graphs",
-                f"{text}. Whiskers: 20th to 80th percentile over rounds. {result.where}.",
+                f"{text}. Whiskers: 20th to 80th percentile over rounds.",
                 [Panel("ratios", draw(f"{result.path.stem}-steps", paint, height=75 + 20 * len(drawn)))],
                 tabulate(
                     f"Steps with the guidance inside a graph and outside ({result.where})",
@@ -136,6 +136,7 @@ def graph_steps(results: list[Result]) -> Section:
                     numbers("difference", lambda r: decimal(r["error"])),
                     numbers("bound", lambda r: decimal(r["bound"])),
                 ),
+                where=result.where,
             )
         )
     return section

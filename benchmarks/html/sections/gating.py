@@ -47,7 +47,7 @@ def _chart(result: Result, section: Section) -> Chart:
         panels.append(Panel(f"{what} by passes", draw(f"{result.path.stem}-{len(panels)}", paint)))
     return Chart(
         "Samples by the share of unconditional passes",
-        f"{_finding(rows, best, result.where, section)} {result.where}.",
+        _finding(rows, best, result.where, section),
         panels,
         tabulate(
             f"Gated guidance ({result.where})",
@@ -64,6 +64,7 @@ def _chart(result: Result, section: Section) -> Chart:
             numbers("chosen", lambda r: Cell("yes", "gain") if r["name"] == best else ""),
         ),
         legend(result.path.stem, [(kind, style(i)) for i, kind in enumerate(kinds)], line=False),
+        where=result.where,
     )
 
 

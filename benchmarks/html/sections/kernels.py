@@ -140,7 +140,7 @@ def _ratios(report: Report, dtype: str, where: str, key: str) -> Chart:
     return Chart(
         f"Ratios to the peers, {dtype}",
         f"Of {plural(len(peers), 'ratio')} in {dtype}, {faster} show fastcfg faster beyond the noise and {slower} the "
-        f"peer. Bars begin at 1×; whiskers are the 20th to the 80th percentile over rounds. {where}.",
+        f"peer. Bars begin at 1×; whiskers are the 20th to the 80th percentile over rounds.",
         panels,
         tabulate(
             f"Every ratio in {dtype} ({where})",
@@ -156,6 +156,7 @@ def _ratios(report: Report, dtype: str, where: str, key: str) -> Chart:
             numbers("MB, ours / theirs", lambda p: f"{_megabytes(p[0])} / {_megabytes(p[1])}"),
         ),
         legend(f"{key}-ratios-{dtype}", [(LONG[name], STYLES[name]) for name in looks], line=False),
+        where=where,
     )
 
 
@@ -187,7 +188,7 @@ def _roofline(rows: list[Row], dtypes: list[str], where: str, key: str) -> Chart
     shown = [row for row in rows if row.least and row.copy]
     return Chart(
         "Roofline: time against bytes",
-        f"{finding} {where}.",
+        finding,
         panels,
         tabulate(
             f"Bytes and times ({where})",
@@ -203,6 +204,7 @@ def _roofline(rows: list[Row], dtypes: list[str], where: str, key: str) -> Chart
             numbers("of the copy's speed", lambda r: percent(r.share)),
         ),
         legend(f"{key}-roofline", [(LONG[name], STYLES[name]) for name in _ORDER], line=False),
+        where=where,
     )
 
 
@@ -242,7 +244,7 @@ def _accuracy(rows: list[Row], dtypes: list[str], where: str, key: str) -> Chart
     return Chart(
         "Accuracy beside the peers",
         f"Root mean square error against float64, the worst over shapes. In {listed(halves)} fastcfg errs by at most "
-        f"{decimal(largest(True), 2)} roundings, the peers by up to {decimal(largest(False), 2)}. {where}.",
+        f"{decimal(largest(True), 2)} roundings, the peers by up to {decimal(largest(False), 2)}.",
         panels,
         tabulate(
             f"Errors in roundings of the dtype, the worst over shapes ({where})",
@@ -252,6 +254,7 @@ def _accuracy(rows: list[Row], dtypes: list[str], where: str, key: str) -> Chart
             *(numbers(LONG[name], partial(_error, worst, name)) for name in names),
         ),
         legend(f"{key}-accuracy", [(LONG[name], STYLES[name]) for name in names], line=False),
+        where=where,
     )
 
 

@@ -38,7 +38,7 @@ def build(results: list[Result]) -> Section:
         section.blocks.append(
             Chart(
                 "Speed-up by ranks",
-                f"{text}. More ranks than the machine has cores share them. {result.where}.",
+                f"{text}. More ranks than the machine has cores share them.",
                 [Panel("speed-up against ranks", draw(f"{result.path.stem}-ranks", paint))],
                 tabulate(
                     f"Passes over processes ({result.where})",
@@ -50,6 +50,7 @@ def build(results: list[Result]) -> Section:
                     numbers("ratio", lambda r: verdict(times(r["ratio"]), r["ratio"], r["ratio"], good=1.05, bad=0.95)),
                 ),
                 legend(f"{result.path.stem}-ranks", [(rule, style(i)) for i, rule in enumerate(rules)]),
+                where=result.where,
             )
         )
     return section

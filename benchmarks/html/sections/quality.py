@@ -177,8 +177,9 @@ def _students(rows: Sequence[Row], section: Section) -> str:
     gap = worst[0]["accuracy"] - worst[1]["accuracy"]
     saved = 1 - sum(s["passes_per_sample"] for _, s in pairs) / sum(t["passes_per_sample"] for t, _ in pairs)
     said = f"a student saves {percent(saved)} of the passes"
-    text = f"where it is worst (scale {worst[1]['scale']:g}) its accuracy is {abs(gap) * 100:.1f} points "
-    text += "below the teacher's" if gap > 0 else "above the teacher's or equal"
+    text = "at no scale is its accuracy below the teacher's"
+    if gap > 0:
+        text = f"its accuracy is at most {gap * 100:.1f} points below the teacher's (scale {worst[1]['scale']:g})"
     section.findings.append(Finding("gain" if gap <= 0.02 else "loss", f"Distilled: {said}; {text}."))
     section.tiles.append(Tile(percent(saved), "of the passes saved by a student", 2))
     return f"{said[0].upper()}{said[1:]}; {text}."

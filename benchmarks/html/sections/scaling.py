@@ -62,7 +62,7 @@ def _curves(result: Result, findings: list[Finding]) -> Iterator[Chart | Table]:
         names = [f"{rule}, {dtype}" for rule, dtype in series]
         yield Chart(
             f"Cost of {WHAT.get(what, what)}",
-            f"{finding} {result.where}.",
+            finding,
             panels,
             tabulate(
                 f"Measured cost of {WHAT.get(what, what)} ({result.where})",
@@ -75,6 +75,7 @@ def _curves(result: Result, findings: list[Finding]) -> Iterator[Chart | Table]:
                 numbers("by the unit", lambda r: milliseconds(r.get("per_unit"))),
             ),
             legend(f"{stem}-{what}", [(name, style(i)) for i, name in enumerate(names)]),
+            where=result.where,
         )
     if fits:
         yield tabulate(

@@ -65,7 +65,7 @@ def guided_step(results: list[Result]) -> Section:
         section.blocks.append(
             Chart(
                 "Time of a step",
-                f"Beside batched passes, {'; '.join(parts)}. Whiskers: 20th to 80th percentile. {result.where}.",
+                f"Beside batched passes, {'; '.join(parts)}. Whiskers: 20th to 80th percentile.",
                 panels,
                 tabulate(
                     f"Steps of small models ({result.where})",
@@ -80,6 +80,7 @@ def guided_step(results: list[Result]) -> Section:
                 legend(
                     result.path.stem, [("every pass is run", style(0)), ("some are left out", style(3))], line=False
                 ),
+                where=result.where,
             )
         )
     return section
@@ -112,14 +113,14 @@ def _samplers(rows: Sequence[Row], peers: Sequence[Row], stem: str, where: str) 
     for key, what in RATIOS.items():
         if any(key not in row for row in peers):
             continue
-        drawn = [Bar(_contest(row), row[key], times(row[key]), style(1), _whisker(row, key)) for row in peers]
+        drawn = [Bar(_contest(row, peers), row[key], times(row[key]), style(1), _whisker(row, key)) for row in peers]
         paint = bars(drawn, title=what[0].upper() + what[1:], x="peer's time ÷ fastcfg's", start=1.0)
         panels.append(Panel(what, draw(f"{stem}-{key.replace('_', '-')}", paint, height=75 + 20 * len(drawn))))
         ratios = [row[key] for row in peers]
         said.append(f"for {what} {times(min(ratios))} to {times(max(ratios))}, median {times(median(ratios))}")
     return Chart(
         "Runs against the peers",
-        f"The peers' time divided by fastcfg's: {listed(said)}. {where}.",
+        f"The peers' time divided by fastcfg's: {listed(said)}.",
         panels,
         tabulate(
             f"Denoising runs ({where})",
@@ -137,11 +138,15 @@ def _samplers(rows: Sequence[Row], peers: Sequence[Row], stem: str, where: str) 
             numbers("difference", lambda r: decimal(r.get("error"))),
             numbers("bound", lambda r: decimal(r.get("bound"))),
         ),
+        where=where,
     )
 
 
-def _contest(row: Row) -> str:
-    return f"{row['model']} · {row['rule']}"
+def _contest(row: Row, peers: Sequence[Row]) -> str:
+    """Model and rule, and what else tells the row apart from the others of these."""
+    alike = [r for r in peers if (r["model"], r["rule"]) == (row["model"], row["rule"])]
+    more = [row[name] for name in ("scheduler", "provider") if len({r[name] for r in alike}) > 1]
+    return " · ".join((*more, row["model"], row["rule"]))
 
 
 def _whisker(row: Row, key: str) -> tuple[float, float] | None:
@@ -189,8 +194,7 @@ def _timelines(timelines: Sequence[Row], stem: str, where: str) -> Chart:
     return Chart(
         "Timeline of a step, stock against fastcfg",
         f"The largest part of any step is “{largest[1]['name']}” with "
-        f"{percent(largest[1]['ms'] / (largest[2] or 1))} of it ({largest[0]['model']}, {largest[0]['provider']}). "
-        f"{where}.",
+        f"{percent(largest[1]['ms'] / (largest[2] or 1))} of it ({largest[0]['model']}, {largest[0]['provider']}).",
         panels,
         tabulate(
             f"Parts of a step ({where})",
@@ -204,4 +208,5 @@ def _timelines(timelines: Sequence[Row], stem: str, where: str) -> Chart:
             numbers("of the step", lambda r: percent(r[1]["ms"] / r[2] if r[2] else None, 1)),
         ),
         legend(f"{stem}-line", [(name, style(i)) for i, name in enumerate(names)], line=False),
+        where=where,
     )

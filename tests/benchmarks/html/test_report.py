@@ -187,9 +187,20 @@ def test_a_change_is_found(folder: Path, tmp_path: Path) -> None:
         write_report(tmp_path, tmp_path / "report.html", (folder, tmp_path.parent))
 
 
-def test_command(folder: Path, tmp_path: Path) -> None:
-    run = CliRunner().invoke(app, [str(folder), "-o", str(tmp_path / "out.html")])
-    assert run.exit_code == 0 and "wrote" in run.output and (tmp_path / "out.html").stat().st_size < 3e6
-    assert [path.name for path in tmp_path.iterdir()] == ["out.html"], "and no file half written"
+def test_small(report: Path) -> None:
+    assert report.stat().st_size < 1e6
+    assert [path.name for path in report.parent.iterdir()] == ["report.html"], "and no file half written"
+
+
+def test_command(tmp_path: Path) -> None:
+    (tmp_path / "reliability.json").write_text(json.dumps(results()["reliability"]))
+    for name, arguments in {"report.html": [], "out.html": ["-o", str(tmp_path / "out.html")]}.items():
+        run = CliRunner().invoke(app, [str(tmp_path), *arguments])
+        assert run.exit_code == 0 and f"wrote {tmp_path / name}" in run.output
+        assert titles(Page(tmp_path / name)) == {"reliability"}
     run = CliRunner().invoke(app, [str(tmp_path / "nowhere")])
     assert run.exit_code == 2 and "folder: expected a folder of results" in " ".join(run.output.split())
+    run = CliRunner().invoke(app, ["--compare", str(tmp_path), str(tmp_path)])
+    assert run.exit_code == 2 and "no result file with peers in common" in " ".join(
+        run.output.replace("│", " ").split()
+    )
