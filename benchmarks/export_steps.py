@@ -191,10 +191,12 @@ def section(plan: Plan, progress: Progress) -> Measured:
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     rows: list[dict[str, Any]] = []
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        for subject in subjects(plan.full):
+        for subject in subjects(plan.all_sizes):
             rule = f"CFG + rescale {PHI:g}"
             batches = [
-                b for b in ((1, 4, LARGEST) if plan.full else (1, 4)) if wanted(plan, KIND, subject.name, rule, str(b))
+                b
+                for b in ((1, 4, LARGEST) if plan.all_sizes else (1, 4))
+                if wanted(plan, KIND, subject.name, rule, str(b))
             ]
             if batches:
                 progress(subject.name)

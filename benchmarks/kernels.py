@@ -140,7 +140,7 @@ def section(plan: Plan, progress: Progress) -> Measured:
     """The section of ``fastcfg bench``."""
     chosen = [
         case
-        for case in cases(plan.device, full=plan.full)
+        for case in cases(plan.device, full=plan.all_sizes)
         if (not plan.rules or case.contest.name in plan.rules)
         and wanted(plan, KIND, case.contest.name, case.size, case.dtype_name)
     ]

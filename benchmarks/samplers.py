@@ -310,7 +310,7 @@ def _quiet_diffusers() -> Iterator[None]:
 
 def section(plan: Plan, progress: Progress) -> Measured:
     """The section of ``fastcfg bench``."""
-    chosen = [c for c in contests(plan.full) if wanted(plan, KIND, c.model, c.scheduler, c.rule)]
+    chosen = [c for c in contests(plan.all_sizes) if wanted(plan, KIND, c.model, c.scheduler, c.rule)]
     rows: list[dict[str, Any]] = []
     timelines: list[dict[str, Any]] = []
     with torch.no_grad(), _quiet_diffusers():

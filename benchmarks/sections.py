@@ -35,6 +35,11 @@ class Plan:
     rounds: int | None = None
     only: Collection[Case] | None = None
 
+    @property
+    def all_sizes(self) -> bool:
+        """Whether the sizes of a full run are to be looked through: cases that are asked for may be among them."""
+        return self.full or self.only is not None
+
     def rounds_of(self, usual: int) -> int:
         """The rounds of a case that has a usual number."""
         return self.rounds or usual * (1 if self.only is None else 2)

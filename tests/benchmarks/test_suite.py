@@ -90,6 +90,7 @@ def test_cases_are_measured_again_with_more_rounds(sections: list[Plan]) -> None
     cases = [("good", "a"), ("good", "b")]
     (outcome,) = again(cases, Plan(), lambda section, part: None)
     assert outcome.section == "good" and sections == [Plan(only=frozenset(cases))]
+    assert sections[0].all_sizes and not Plan().all_sizes, "a case of a full run may be among them"
     assert sections[0].rounds_of(20) == 40 and Plan(rounds=3).rounds_of(20) == 3 and Plan().rounds_of(20) == 20
 
 
