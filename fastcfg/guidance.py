@@ -159,7 +159,7 @@ def guide(
     if plain and not (levels or lowered.dims or lowered.extras or lowered.updates):
         return fk.guide_checked(tensors, lowered.program, values, out=out, backend=backend)[0]
     mask = mask if lowered.program.reduces else None
-    program = lowered.variant(affine=bool(levels), scaled=scale_map is not None, masked=mask is not None)
+    program = lowered.variant(affine=len(levels) > 0, scaled=scale_map is not None, masked=mask is not None)
     return launch(
         rule,
         program,
@@ -195,7 +195,7 @@ def _recorded(
     levels = domain_levels(rule, prediction, x)
     options: dict[str, Any] = {"scale_map": scale_map, "mask": mask, "shards": shards, "backend": backend}
     program = rule.lowered.variant(
-        affine=bool(levels), scaled=scale_map is not None, masked=mask is not None, figures=recording.sums
+        affine=len(levels) > 0, scaled=scale_map is not None, masked=mask is not None, figures=recording.sums
     )
     if recording.path == "lerp" and scale_map is None and not levels:
         # Before it is guided: the result may take the place of a prediction.

@@ -93,7 +93,7 @@ def guide_step(
     recording = None if telemetry is None else begin(telemetry, rule, predictions, backend, step=step.index)
     mask = mask if rule.lowered.program.reduces or recording is not None else None
     program = rule.lowered.variant(
-        affine=bool(levels),
+        affine=len(levels) > 0,
         step=stage_key(step, batch_out is not None),
         scaled=scale_map is not None,
         masked=mask is not None,

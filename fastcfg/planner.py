@@ -181,7 +181,7 @@ class Planner:
             if step is not None and num_steps is not None:
                 check_step(step, num_steps)
             key = fixed
-            resolved, saved_by = self._constant[fixed]
+            resolved, saved_by = self._constant[1 if fixed else 0]
         elif isinstance(sigma, Tensor) or torch.compiler.is_compiling():
             return plan(self.rule, conditions, step, num_steps, sigma=sigma, fixed=fixed, phase=phase)
         else:
