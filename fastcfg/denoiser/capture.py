@@ -202,12 +202,12 @@ class CapturedStep:
     ) -> Function:
         denoiser, sampler = self._denoiser, self._step
         measures = denoiser.measures(planned)
-        passes = [one._replace(kwargs={}) for one in passes]  # Their tensors are not to be held.
+        passes = [one.given({}) for one in passes]  # Their tensors are not to be held.
 
         def piece(tensors: Sequence[Tensor]) -> list[Tensor]:
             values = layout.fill(tensors)
             x, params = values["x"], values["params"] or None
-            filled = [one._replace(kwargs=kwargs) for one, kwargs in zip(passes, values["kwargs"], strict=True)]
+            filled = [one.given(kwargs) for one, kwargs in zip(passes, values["kwargs"], strict=True)]
             state = State(values["state"]) if "state" in values else None
             level = None if kind is None else Prediction(kind, **values["levels"])
             if "weights" in values:
@@ -219,7 +219,8 @@ class CapturedStep:
             else:
                 results = denoiser.executor.run(x, values["t"], filled)
                 space: dict[str, Any] = {} if level is None else {"x": x, "prediction": level}
-                after = denoiser.combine(planned, results, params=params, state=state, **space)
+                mark = denoiser.mark(None)
+                after = denoiser.combine(planned, results, params=params, state=state, mark=mark, **space)
                 if sampler is not None:
                     after = sampler(x, after, **values["coefficients"])
             found = [after]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+import torch
 from fastcfg_kernels.functional import Merge
 from torch import Tensor
 
@@ -16,8 +17,8 @@ from ..rules import Rule
 from ..rules.cached import gate_of
 from ..samplers.step import Step
 from ..state import State
-from .channels import GuidedChannels
 from ..telemetry.recorder import Mark, Telemetry
+from .channels import GuidedChannels
 from .gate import Gate, measure_delta
 from .passes import Pass, passes_of
 from .report import PassReport
@@ -43,15 +44,15 @@ class Guidance:
         channels: GuidedChannels | None,
         shards: Merge | None,
         wait: bool,
-    ) -> None:
         telemetry: Telemetry | None = None,
-        self.model = model
+    ) -> None:
         if telemetry is not None and not isinstance(telemetry, Telemetry):
             raise TypeError(f"telemetry: expected a fastcfg.telemetry.Telemetry, got {type(telemetry).__name__}")
+        self.model = model
         self.backend = backend
         self.shards = shards
-        self._take = take
         self.telemetry = telemetry
+        self._take = take
         self._wait = wait
         self._planner = Planner(rule)
         self._gate = None if gate_of(rule) is None else Gate(rule, wait)
@@ -100,7 +101,6 @@ class Guidance:
     def count(self, planned: PassPlan) -> None:
         """Count the passes of a plan as run."""
         self._report.count(len(planned.passes), planned.saved_by)
-
         if self.telemetry is not None:
             self.telemetry.count_passes(len(planned.passes), planned.saved_by)
 
@@ -109,6 +109,7 @@ class Guidance:
         if self.telemetry is None or torch.compiler.is_compiling():
             return None
         return self.telemetry.at(step, ids)
+
     def combine(
         self,
         planned: PassPlan,
@@ -117,6 +118,7 @@ class Guidance:
         params: Mapping[str, Any] | None = None,
         state: State | None = None,
         out: Tensor | None = None,
+        mark: Mark | None = None,
         **space: Any,
     ) -> Tensor:
         """The guidance of the passes' results: what a call does once they are run."""
@@ -133,9 +135,9 @@ class Guidance:
                 state=state,
                 out=to,
                 shards=self.shards,
+                telemetry=mark,
                 **space,
                 **named,
-                telemetry=mark,
             )
 
         return guided(results, out) if self._channels is None else self._channels.guide(planned, results, guided, out)

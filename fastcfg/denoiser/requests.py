@@ -236,7 +236,7 @@ class Requests:
                 names = [f"{i}.{one.name}" for i, one in chunk]
                 kwargs = self._buffers.arguments(names, [one.kwargs for _, one in chunk], 1, self._padding)
                 inputs = x.index_select(0, which)
-                part = chunk[0][1]._replace(kwargs=kwargs).predict(inputs, t.index_select(0, which))
+                part = chunk[0][1].given(kwargs).predict(inputs, t.index_select(0, which))
                 if part.shape[0] != len(chunk):
                     raise ValueError(f"model: expected {len(chunk)} predictions, got {part.shape[0]}")
                 for i, one in chunk:
@@ -274,7 +274,8 @@ class Requests:
         state = gather_states(states, {*lowered.extras, *lowered.updates})
         before = state.get("delta")
         space = {} if prediction is None else _rows_of(prediction, x, group.members)
-        guided = denoiser.combine(planned, results, params=params, state=state, **space)
+        mark = denoiser.mark([member.step for member in members], [member.id for member in members])
+        guided = denoiser.combine(planned, results, params=params, state=state, mark=mark, **space)
         scatter_states(state, states, lowered.updates)
         for k, member in enumerate(members):
             measured = None
