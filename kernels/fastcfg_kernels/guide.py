@@ -147,8 +147,8 @@ def guide_checked(
     merge: functional.Merge | None = None,
     backend: str | None = None,
     strategy: Strategy | None = None,
-) -> list[Tensor]:
     figures: Tensor | None = None,
+) -> list[Tensor]:
     """:func:`guide_outputs` for a caller that has checked the parameters and predictions' number already.
 
     Args:
@@ -160,9 +160,9 @@ def guide_checked(
             tensor, batch and all.
         merge: where the tensors are a part of the samples that the sums run over, on torch operations then: makes the
             sums of the whole samples of theirs.
-
         figures: for a program with figures, what they are written to: contiguous ``[G, F]`` float64 on the
             predictions' device, G being the number of groups that sums run over. A call without elements writes none.
+
     Returns:
         A tensor for each target.
     """
@@ -172,9 +172,9 @@ def guide_checked(
         check_extras(program, first, extras)
     if out is not None:
         check_tensors((program.predictions[0], "out"), (first, out))
-    acc = accumulator(first.dtype)
     if figures is not None or program.told:
         _check_figures(program, figures, first)
+    acc = accumulator(first.dtype)
     inputs = [*predictions, *extras]
     elementwise = check_elementwise(program, first, scale_map, mask)
     if targets is None:

@@ -78,8 +78,8 @@ def run_triton(
     strategy: Strategy | None,
     forced: bool,
     dims: Sequence[int] | None = None,
-) -> bool:
     figures: Tensor | None = None,
+) -> bool:
     """Run the Triton kernels on the tensors as they lie; whether that worked."""
     inputs = _as_stored(inputs)
     hit = [t.is_neg() or any(collide(t, source) for source in inputs) for t in targets]

@@ -189,9 +189,9 @@ class _Writer:
         if self.program.affine:
             last = len(self.program.params)
             values = f", acc(given[{last - 2}]), acc(given[{last - 1}])"
+        reduces = self.program.reduces
         sizes = " + ".join(f"sizeof({t})" for t in [*self.types, *(t for _, t in self.targets)])
         aligned = "".join(f" && streams(o{k}) && (rows == 1 || streams(o{k} + os{k}))" for k in outs)
-        reduces = self.program.reduces
         # A row that the mask leaves out whole counts as one element.
         amount = "sums.count > 1 ? sums.count : 1" if self.mask else "double(count)"
         reduce = f"""\
