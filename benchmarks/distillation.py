@@ -6,7 +6,7 @@ Trains each student (a run that was stopped goes on), measures it, and writes ``
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ import torch
 import typer
 from rich.console import Console
 
-from fastcfg import CFG, PerpNeg, Rule
+from fastcfg import APG, CFG, InDomain, PerpNeg, Rule
 from fastcfg.distill import DistillConfig, Distiller, Gap, Student, Task, distill, fingerprint, gaps, load_student
 from fastcfg.distill.command import SCALES, measure
 from fastcfg.distill.demo import demo_task
@@ -30,17 +30,8 @@ app = typer.Typer(add_completion=False)
 
 TRAJECTORIES = 32
 JUDGED = (1.0, 2.0, 5.0, 7.5)
-BASE = DistillConfig(
-    steps=900,
-    batch=32,
-    trajectories=64,
-    window=8,
-    reuse=2,
-    learning_rate=1e-3,
-    warmup=40,
-    sampler_steps=(20,),
-    precision="bf16",
-)
+BASE = DistillConfig(learning_rate=2e-3, precision="bf16")
+APG_IN_X0 = InDomain(APG(6.5, eta=0.0, norm_threshold=5.0, momentum=-0.5, base="cond"))
 
 
 @dataclass(frozen=True)
@@ -62,17 +53,32 @@ class Variant:
 
 VARIANTS: Mapping[str, Variant] = {
     "full": Variant("CFG, all weights, trajectories", CFG(7.5), BASE, judged=True),
-    "lora": Variant("CFG, LoRA 16, trajectories", CFG(7.5), replace(BASE, mode="lora", learning_rate=2e-3)),
-    "data": Variant("CFG, all weights, data", CFG(7.5), replace(BASE, data="data")),
+    "lora": Variant(
+        "CFG, LoRA 16, trajectories", CFG(7.5), replace(BASE, mode="lora", learning_rate=5e-3), judged=True
+    ),
     "perp-neg": Variant("Perp-neg, all weights, trajectories", PerpNeg(7.5, (1.5,)), BASE, judged=True),
+    "apg": Variant("APG, all weights, trajectories", APG_IN_X0, BASE, judged=True),
+    "data": Variant("CFG, all weights, data", CFG(7.5), replace(BASE, data="data")),
+    "embedding": Variant(
+        "CFG, scale input alone, trajectories", CFG(7.5), replace(BASE, mode="embedding", learning_rate=5e-3)
+    ),
+    "adamw": Variant(
+        "CFG, all weights, trajectories, AdamW", CFG(7.5), replace(BASE, optimizer="adamw", learning_rate=1e-3)
+    ),
+    "full-seed-1": Variant("CFG, all weights, trajectories, seed 1", CFG(7.5), replace(BASE, seed=1)),
+    "full-long": Variant(
+        "CFG, all weights, trajectories, three times the steps", CFG(7.5), replace(BASE, steps=3 * BASE.steps)
+    ),
 }
+OTHER_TEACHERS = {"perp-neg": "perp-neg", "apg": "APG"}
+"""Variants whose teacher is not plain CFG, by the name that the tables use."""
 
 
-def train(name: str, steps: int, folder: Path) -> tuple[Task, Student]:
+def train(name: str, steps: int | None, folder: Path) -> tuple[Task, Student]:
     """The student of a variant, from its file where it is done."""
     variant = VARIANTS[name]
     task = demo_task(variant.rule)
-    config = replace(variant.config, steps=steps)
+    config = replace(variant.config, steps=steps or variant.config.steps)
     where = folder / name
     if not (where / STUDENT).exists():
         return task, distill(task, config, where, resume=True)
@@ -107,60 +113,62 @@ def findings_of(name: str, task: Task, student: Student, samples: int, folder: P
     return found
 
 
-def cfg_students_gap(perp_neg: Task, student: Student) -> list[Gap]:
-    """The gap of a student of plain CFG from the perp-neg teacher: what that student has not learned."""
-    return gaps(perp_neg, student, SCALES, count=TRAJECTORIES)
-
-
 def table(found: Mapping[str, Findings]) -> str:
     """Prediction errors of all variants by scale, in percent."""
-    text = "| s | no guidance | " + " | ".join(VARIANTS[name].title for name in found) + " |\n"
-    text += "|---:" * (2 + len(found)) + "|\n"
     first = next(iter(found.values()))
-    for index, row in enumerate(first.gaps):
-        cells = [row.unguided, *(findings.gaps[index].student for findings in found.values())]
-        text += f"| {row.scale:g} | " + " | ".join(f"{100 * cell:.1f}" for cell in cells) + " |\n"
+    text = "| student | steps | " + " | ".join(f"s = {gap.scale:g}" for gap in first.gaps) + " |\n"
+    text += "|---|---:" + "|---:" * len(first.gaps) + "|\n"
+    rows = [("no guidance", "", [gap.unguided for gap in first.gaps])]
+    rows += [(one.title, f"{one.steps:,}", [gap.student for gap in one.gaps]) for one in found.values()]
+    for title, steps, errors in rows:
+        text += f"| {title} | {steps} | " + " | ".join(f"{100 * error:.1f}" for error in errors) + " |\n"
     return text
 
 
-def to_text(found: Mapping[str, Findings], other: list[Gap], environment: Environment, steps: int) -> str:
-    """The results as Markdown."""
-    alone = {name: findings for name, findings in found.items() if name != "perp-neg"}
+def to_text(found: Mapping[str, Findings], others: Mapping[str, Sequence[Gap]], environment: Environment) -> str:
+    """The results as Markdown.
+
+    Args:
+        others: the gap of plain CFG's student from the teachers of other variants.
+    """
+    alone = {name: findings for name, findings in found.items() if name not in OTHER_TEACHERS}
     text = f"""# Guidance distillation on the demo's model
 
-`python -m benchmarks.distillation --steps {steps}` on {environment.hardware}, threads: {environment.threads},
-torch {environment.versions["torch"]}. Every student is trained for {steps} steps of {BASE.batch} examples on scales
-1 to 10. Pictures: `distillation.png`, `distillation-perp-neg.png`. Times of teacher and student are taken in turns; an
-adapter costs its own products until it is merged.
+`python -m benchmarks.distillation` on {environment.hardware}, threads: {environment.threads},
+torch {environment.versions["torch"]}. Every step has {BASE.batch} examples, on scales 1 to 10. Times of
+teacher and student are taken in turns; an adapter costs its own products until it is merged. Pictures:
+`distillation.png`, {", ".join(f"`distillation-{name}.png`" for name in OTHER_TEACHERS)}.
 
 """
     if alone:
-        text += f"""## With the same number of steps
+        text += f"""## Students of CFG
 
 Relative error of the guided prediction along the teacher's trajectories of 20 DDIM steps, in percent:
 
 {table(alone)}
 """
     text += "\n".join(to_markdown(findings) for findings in found.values())
-    if other:
-        own = found["perp-neg"].gaps
+    if others:
         text += """
 ## More than plain CFG
 
-Relative error against the perp-neg teacher, in percent: of the student that was distilled from it, and of the student
-of plain CFG, which has never met the negative:
+Relative error against other teachers, in percent: of the student that was distilled from each, of the student of plain
+CFG, and of no guidance:
 
-| s | perp-neg's student | CFG's student |
-|---:|---:|---:|
+| teacher | s | its student | CFG's student | no guidance |
+|---|---:|---:|---:|---:|
 """
-        for mine, theirs in zip(own, other, strict=True):
-            text += f"| {mine.scale:g} | {100 * mine.student:.1f} | {100 * theirs.student:.1f} |\n"
+    for name, gaps_of_cfg in others.items():
+        for mine, theirs in zip(found[name].gaps, gaps_of_cfg, strict=True):
+            cells = (mine.student, theirs.student, mine.unguided)
+            values = " | ".join(f"{100 * cell:.1f}" for cell in cells)
+            text += f"| {OTHER_TEACHERS[name]} | {mine.scale:g} | {values} |\n"
     return text
 
 
 @app.command()
 def main(
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each student.")] = BASE.steps,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; default: each variant's own.")] = None,
     samples: Annotated[int, typer.Option(min=20, help="Samples for the quality tables.")] = 200,
     variant: Annotated[list[str] | None, typer.Option(help="Only this one; may be given several times.")] = None,
     folder: Annotated[Path, typer.Option(help="Students and states.")] = Path("outputs/distillation"),
@@ -179,32 +187,34 @@ def main(
         console.print(f"[bold]{VARIANTS[name].title}[/]", highlight=False)
         task, student = students[name] = train(name, steps, folder)
         found[name] = findings_of(name, task, student, samples, folder)
-    other: list[Gap] = []
-    if "perp-neg" in students and "full" in students:
-        other = cfg_students_gap(students["perp-neg"][0], students["full"][1])
+    others: dict[str, list[Gap]] = {}
+    if "full" in students:
+        # What the student of plain CFG has not learned of other teachers.
+        for name in [name for name in OTHER_TEACHERS if name in students]:
+            others[name] = gaps(students[name][0], students["full"][1], SCALES, count=TRAJECTORIES)
     environment = Environment.of("cpu")
     data: dict[str, Any] = {
         "kind": "distillation",
         "environment": asdict(environment),
-        "steps": steps,
+        "steps": {name: one.steps for name, one in found.items()},
         "findings": {name: to_json(one) for name, one in found.items()},
-        "cfg_student_on_perp_neg": [asdict(one) for one in other],
+        "cfg_student_on": {name: [asdict(gap) for gap in found_gaps] for name, found_gaps in others.items()},
     }
     shown = [(VARIANTS[name].title, pair[1]) for name, pair in students.items() if name in ("full", "lora")]
-    curves = [(VARIANTS[name].title, one.gaps) for name, one in found.items() if name != "perp-neg"]
+    curves = [(VARIANTS[name].title, one.gaps) for name, one in found.items() if name not in OTHER_TEACHERS]
     written: dict[str, bytes] = {
         ".json": (json.dumps(data, indent=2) + "\n").encode(),
-        ".md": to_text(found, other, environment, steps).encode(),
+        ".md": to_text(found, others, environment).encode(),
     }
     if shown:
         written[".png"] = draw(
             students["full" if "full" in students else "lora"][0], shown, curves, "One pass beside two"
         )
-    if "perp-neg" in students:
-        task, student = students["perp-neg"]
-        title = "Perp-neg: digits of any colour but red"
-        gap_curve = [("student", found["perp-neg"].gaps)]
-        written["-perp-neg.png"] = draw(task, [("student", student)], gap_curve, title, scales=(2.0, 4.0, 8.0))
+    for name, title in (("perp-neg", "Perp-neg: digits of any colour but red"), ("apg", "APG in x0")):
+        if name in students:
+            task, student = students[name]
+            curve = [("student", found[name].gaps)]
+            written[f"-{name}.png"] = draw(task, [("student", student)], curve, title, scales=(2.0, 4.0, 8.0))
     for ending, content in written.items():
         path = output / f"distillation{ending}"
         write_atomically(path, content)

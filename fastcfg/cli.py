@@ -128,8 +128,8 @@ def distill(
     data: Annotated[str, typer.Option(help="What it is trained on: trajectories (the teacher's) or data.")] = (
         "trajectories"
     ),
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
-    batch: Annotated[int, typer.Option(min=1, help="Examples of a forward pass, on each device.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2000,
+    batch: Annotated[int, typer.Option(min=1, help="Examples of a forward pass, on each device.")] = 32,
     accumulate: Annotated[int, typer.Option(min=1, help="Forward passes of an optimiser step.")] = 1,
     low: Annotated[float, typer.Option(help="Smallest guidance scale.")] = 1.0,
     high: Annotated[float, typer.Option(help="Largest guidance scale.")] = 10.0,
@@ -139,7 +139,7 @@ def distill(
     rank: Annotated[int, typer.Option(min=1, help="Of the adapter, with --mode lora.")] = 16,
     sampler_steps: Annotated[list[int] | None, typer.Option(help="Steps of the trajectories, 20; repeat.")] = None,
     trajectories: Annotated[int, typer.Option(min=1, help="Trajectories of a round.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak; default: 2e-3, or 5e-3 for --mode lora.")] = None,
     precision: Annotated[str, typer.Option(help="Autocast: no, bf16 or fp16.")] = "no",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the state in the folder.")] = True,

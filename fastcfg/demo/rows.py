@@ -11,7 +11,6 @@ from torch import Tensor
 import fastcfg
 
 from ..distill.student import Student
-
 from .classifier import Classifier
 from .data import COLOUR_NAMES, NUM_COLOURS, NUM_DIGITS, load_digits, paint
 from .model import UNet

@@ -42,7 +42,7 @@ class DistillConfig:
         loss: a sample's error over its target's power, ``"squared"`` or its ``"root"``; see :func:`relative_loss`.
         optimizer: ``"muon"`` for the matrices of linear layers and convolutions (:class:`MuonAdamW`), or ``"adamw"``
             for all. The scale input, biases and norms are always AdamW's.
-        learning_rate: peak of the warm-up and cosine decay.
+        learning_rate: peak of the warm-up and cosine decay. None: 2e-3 for all weights, 5e-3 for less than all.
         scale_rate: learning rate of the scale input over that of the other weights.
         warmup: steps of linear warm-up.
         weight_decay, clip: of the optimiser, and the largest gradient norm.
@@ -71,7 +71,7 @@ class DistillConfig:
     reuse: int = 4
     loss: Loss = "root"
     optimizer: Optimizer = "muon"
-    learning_rate: float = 2e-3
+    learning_rate: float | None = None
     scale_rate: float = 1.0
     warmup: int = 50
     weight_decay: float = 0.0
@@ -99,15 +99,20 @@ class DistillConfig:
             raise ValueError(f"low: expected a number above 0 for a logarithmic draw, got {self.low}")
         number("exact_one", self.exact_one, 0.0, 1.0)
         number("ema", self.ema, 0.0, 1.0)
-        for name in ("learning_rate", "scale_rate", "warmup", "weight_decay", "clip"):
+        for name in ("scale_rate", "warmup", "weight_decay", "clip"):
             number(name, getattr(self, name), 0.0)
+        if self.learning_rate is not None:
+            number("learning_rate", self.learning_rate, 0.0)
         object.__setattr__(self, "sampler_steps", tuple(self.sampler_steps))
         if not self.sampler_steps or min(self.sampler_steps) < 1:
             raise ValueError(f"sampler_steps: expected one or more positive integers, got {self.sampler_steps}")
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step counted from 0."""
-        return warmup_cosine(step, self.steps, self.warmup, self.learning_rate)
+        peak = self.learning_rate
+        if peak is None:
+            peak = 2e-3 if self.mode == "full" else 5e-3
+        return warmup_cosine(step, self.steps, self.warmup, peak)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable data."""

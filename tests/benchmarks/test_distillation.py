@@ -27,11 +27,12 @@ def test_it_trains_measures_and_writes(tmp_path: Path, monkeypatch: pytest.Monke
     result = CliRunner().invoke(distillation.app, arguments)
     assert result.exit_code == 0, result.output
     data = json.loads((tmp_path / "distillation.json").read_text())
-    assert data["findings"].keys() == variants.keys() and data["steps"] == 1
+    assert data["findings"].keys() == variants.keys() and set(data["steps"].values()) == {1}
     assert data["findings"]["perp-neg"]["time"]["teacher_passes"] == 3
+    assert data["kind"] == "distillation" and data["cfg_student_on"].keys() == {"perp-neg", "apg"}
     text = (tmp_path / "distillation.md").read_text()
     assert all(variant.title in text for variant in variants.values()) and "More than plain CFG" in text
-    for name in ("distillation.png", "distillation-perp-neg.png"):
+    for name in ("distillation.png", "distillation-perp-neg.png", "distillation-apg.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     # What was trained and measured is there to be used again.
     (tmp_path / "distillation.md").unlink()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -234,6 +235,14 @@ def test_scales_are_drawn_as_asked(draw: Draw) -> None:
     # Half of them lie below the middle of the range, or of its logarithm; four standard deviations are 0.015.
     middle = 5.0 if draw == "uniform" else 4.0
     assert (rest < middle).float().mean().item() == pytest.approx(0.5, abs=0.015)
+
+
+def test_an_adapters_steps_are_larger() -> None:
+    rates = {
+        mode: replace(TINY, mode=mode, learning_rate=None, warmup=0).learning_rate_at(0) for mode in get_args(Mode)
+    }
+    assert rates == {"full": 2e-3, "lora": 5e-3, "embedding": 5e-3}
+    assert replace(TINY, learning_rate=0.1, warmup=0).learning_rate_at(0) == 0.1
 
 
 def test_bad_configurations_are_named(tiny_task: Make) -> None:
