@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +101,9 @@ def quality(
         if labels is not None and labels.shape != features.shape[:1]:
             raise ValueError(f"{name}: expected [{len(features)}], got {list(labels.shape)}")
     real, fake = (value.detach().cpu().double().numpy() for value in (reference.features, features))
-    with contextlib.redirect_stdout(io.StringIO()):  # It prints the sizes.
+    # It prints the sizes, and asks scikit-learn for threads in a way that scikit-learn warns of.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`sklearn.utils.parallel.delayed`", UserWarning)
         manifold = compute_prdc(real, fake, nearest_k=nearest)
     spread = accuracy = float("nan")
     if asked is not None and reference.labels is not None:

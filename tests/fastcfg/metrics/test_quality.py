@@ -72,3 +72,9 @@ def test_spread_within_classes_by_hand() -> None:
 def test_bad_input_is_named(features: torch.Tensor, keywords: dict[str, object], name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}:"):
         quality(Reference(gaussian(20, 0)), features, **keywords)  # type: ignore[arg-type]
+
+
+def test_judging_is_silent(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
+    features = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    quality(Reference(features), features)
+    assert capfd.readouterr() == ("", "") and not [str(w.message) for w in recwarn if "sklearn" in str(w.message)]
