@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -116,8 +117,9 @@ def all_grids(
             title,
             "quality-scales.png",
             f"{noise}, in six colours; rows are guidance scales, teacher left and student right. "
-            f"{_told_of(both)} Strokes get thicker and more even as the scale grows; side by side, teacher and "
-            "student draw the same shapes.",
+            f"{_told_of(both)} Strokes get thicker and more even as the scale grows. Teacher and student begin from "
+            f"the same noise: their pixels, which span 2, differ by {_apart(both[0][1], both[1][1]):.2f} (root mean "
+            "square).",
             draw(title, both, colours=True),
         )
     ]
@@ -159,6 +161,11 @@ def all_grids(
         )
     )
     return found
+
+
+def _apart(one: Sequence[Line], other: Sequence[Line]) -> float:
+    differences = [a.images - b.images for a, b in zip(one, other, strict=True)]
+    return torch.stack(differences).square().mean().sqrt().item()
 
 
 def _told_of(blocks: Sequence[tuple[str, Sequence[Line]]]) -> str:
