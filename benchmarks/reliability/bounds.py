@@ -132,7 +132,8 @@ def _sum_errors(
     for kind, a, b in program.pairs:
         if kind == "cov":
             x, y = (torch.where(inside, vectors[v] - means[v], 0.0) for v in (a, b))
-            off = [2 * unit * means[v].abs()[..., 0] * number[..., 0].sqrt() for v in (a, b)]
+            mean_error = (8 if unit < 2.0**-40 else 2) * unit  # The oracle in float64 has one of its own.
+            off = [mean_error * means[v].abs()[..., 0] * number[..., 0].sqrt() for v in (a, b)]
         else:
             (x, y), off = (kept[a], kept[b]), [torch.zeros_like(lost[a])] * 2
         lx, ly = x.norm(dim=-1), y.norm(dim=-1)
