@@ -92,7 +92,8 @@ class Guidance:
     ) -> PassPlan:
         """The passes of a step, as a call with the same arguments would run them; nothing is run or counted."""
         phase = self._gate.phase(state, step) if self._gate and state is not None and step is not None else "auto"
-        return self._planner.plan(conditions, step, num_steps, sigma=sigma, fixed=bool(params), phase=phase)
+        fixed = params is not None and len(params) > 0  # ``bool`` of a mapping can't be compiled by torch 2.10.
+        return self._planner.plan(conditions, step, num_steps, sigma=sigma, fixed=fixed, phase=phase)
 
     def passes(self, planned: PassPlan, conditions: Conditions) -> list[Pass]:
         """The passes of a plan, for an :class:`Executor`."""
