@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.markdown import Markdown
 from torch import Tensor
 
 from fastcfg import CFG, GatedCFG, GuidedDenoiser, Rule, Sampler, State, schedules
@@ -20,7 +19,7 @@ from .environment import Environment
 from .export_models import ARCHITECTURES
 from .peers import Call
 from .race import HostTimer, Timer, summarise, take_turns, wait_for
-from .records import Record, markdown_table
+from .records import Record, markdown_table, terminal_table
 from .sections import Measured, Plan, Progress, wanted
 
 __all__ = ["Row", "Setting", "contestants", "measure", "section", "settings"]
@@ -178,17 +177,23 @@ def measure(setting: Setting, timer: Timer, rounds: int) -> list[Row]:
     ]  # fmt: skip
 
 
+HEADER = ("model", "latent", "contestant", "passes", "ms a step", "÷ batched")
+
+
+def _line(row: Row) -> tuple[str, ...]:
+    passes = f"{row.passes}/{row.full}"
+    return row.model, row.shape, row.contestant, passes, f"{row.p50:.2f}", f"{row.ratio:.2f}"
+
+
 def to_markdown(rows: Sequence[Row], environment: Environment) -> str:
     """The environment and all rows."""
-    header = ("model", "latent", "contestant", "passes", "ms a step", "÷ batched")
-    lines = [(r.model, r.shape, r.contestant, f"{r.passes}/{r.full}", f"{r.p50:.2f}", f"{r.ratio:.2f}") for r in rows]
     parts = [
         f"# A guided step on {environment.label}",
         environment.origin,
         f"Small models of diffusers with random weights, {STEPS} steps of a flow sampler, CFG. Contestants take turns "
         "in one process; milliseconds are medians of a step, and a ratio is the median over rounds of the contestant's "
         "time ÷ batched's. *By hand* is the loop of a pipeline: concatenate, call, split, combine, step.",
-        markdown_table(header, lines),
+        markdown_table(HEADER, map(_line, rows)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -206,4 +211,4 @@ def section(plan: Plan, progress: Progress) -> Measured:
     text = to_markdown(rows, environment)
     more = {"schema": 1, "unit": "ms a step"}
     record = Record(KIND, f"{KIND}-{environment.name}", environment, [asdict(row) for row in rows], text, more)
-    return Measured(record, [Markdown(text)])
+    return Measured(record, [terminal_table(environment.label, HEADER, map(_line, rows))])

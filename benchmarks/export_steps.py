@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from fastcfg_export import Axis, Engine, adapt, export_onnx
 from fastcfg_export.verification import ALLOWED
-from rich.markdown import Markdown
 from torch import Tensor, nn
 
 import fastcfg
@@ -28,7 +27,7 @@ from .cases import REFERENCE
 from .environment import Environment
 from .peers import Call
 from .race import HostTimer, summarise, take_turns
-from .records import Record, markdown_table
+from .records import Record, markdown_table, terminal_table
 from .sections import Measured, Plan, Progress, wanted
 
 __all__ = ["Subject", "contestants", "errors", "measure", "section", "subjects"]
@@ -162,16 +161,16 @@ def measure(subject: Subject, batches: Sequence[int], rounds: int, folder: Path)
     return rows
 
 
+HEADER = ("model", "rule", "batch", "provider", "ms a step", "÷ fastcfg", "difference", "bound")
+
+
+def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
+    measured = f"{row['p50']:.2f}", f"{row['ratio']:.2f}", f"{row['error']:.1e}", f"{row['bound']:.1e}"
+    return row["model"], row["rule"], str(row["batch"]), row["provider"], *measured
+
+
 def to_markdown(rows: Sequence[Mapping[str, Any]], environment: Environment) -> str:
     """The environment and all rows."""
-    header = ("model", "rule", "batch", "provider", "ms a step", "÷ fastcfg", "difference", "bound")
-    lines = [
-        (
-            r["model"], r["rule"], r["batch"], r["provider"], f"{r['p50']:.2f}", f"{r['ratio']:.2f}",
-            f"{r['error']:.1e}", f"{r['bound']:.1e}",
-        )
-        for r in rows
-    ]  # fmt: skip
     parts = [
         f"# Guidance inside a graph and outside, on {environment.label}",
         environment.origin,
@@ -180,7 +179,7 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], environment: Environment) -> 
         "process; milliseconds are medians, and *÷ fastcfg* is the median over rounds of the ratio: above 1 the graph "
         "with the guidance inside is faster. *Difference* is to eager torch, as a share of the largest value; its "
         f"bound is {ALLOWED:g} times what the latent one unit in the last place up changes.",
-        markdown_table(header, lines),
+        markdown_table(HEADER, map(_line, rows)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -204,4 +203,4 @@ def section(plan: Plan, progress: Progress) -> Measured:
     environment = Environment.of("cpu", *PACKAGES)
     text = to_markdown(rows, environment)
     record = Record(KIND, f"export-steps-{environment.name}", environment, rows, text, {"schema": 1, "unit": "ms"})
-    return Measured(record, [Markdown(text)])
+    return Measured(record, [terminal_table(environment.label, HEADER, map(_line, rows))])

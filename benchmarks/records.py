@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from fastcfg.files import write_atomically
 
 from .environment import Environment
 
-__all__ = ["OtherKind", "Record", "markdown_table", "read"]
+__all__ = ["OtherKind", "Record", "markdown_table", "read", "terminal_table"]
 
 
 @dataclass(frozen=True)
@@ -102,3 +104,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table of Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def terminal_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """The same for a terminal."""
+    table = Table(*header, title=title)
+    for row in rows:
+        table.add_row(*map(str, row))
+    return table

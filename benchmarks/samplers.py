@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from fastcfg_export.verification import ALLOWED
-from rich.markdown import Markdown
 from torch import Tensor
 
 from fastcfg import CFG, GuidedDenoiser, NormCap, Rule, State
@@ -27,7 +26,7 @@ from .environment import Environment
 from .peers import Call
 from .pipelines import CLASSIC, MODULAR, Subject
 from .race import Reading, summarise, take_turns, wait_for
-from .records import Record, markdown_table
+from .records import Record, markdown_table, terminal_table
 from .sections import Measured, Plan, Progress, wanted
 from .timelines import FUSED, GUIDANCE, NEXT, PASSES, SCHEDULER, Timeline
 
@@ -264,21 +263,23 @@ def measure(contest: Contest, device: str, rounds: int) -> tuple[list[dict[str, 
     return rows, timelines
 
 
+HEADER = (
+    "model", "noise", "scheduler", "rule", "provider", "how", "ms a step", "÷ fastcfg", "outside the passes, ms",
+    "÷ fastcfg's", "guidance, ms", "% of a step", "difference", "bound",
+)  # fmt: skip
+
+
+def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        row["model"], "×".join(map(str, row["shape"])), row["scheduler"], row["rule"], row["provider"], row["how"],
+        f"{row['ms_per_step']:.2f}", f"{row['ratio']:.2f}", f"{row['outside_ms']:.3f}", f"{row['outside_ratio']:.2f}",
+        f"{row['guidance_ms']:.3f}", f"{100 * row['guidance_share']:.1f}", f"{row['error']:.1e}",
+        f"{row['bound']:.1e}",
+    )  # fmt: skip
+
+
 def to_markdown(rows: Sequence[Mapping[str, Any]], environment: Environment) -> str:
     """The environment and all rows."""
-    header = (
-        "model", "noise", "scheduler", "rule", "provider", "how", "ms a step", "÷ fastcfg", "outside the passes, ms",
-        "÷ fastcfg's", "guidance, ms", "% of a step", "difference", "bound",
-    )  # fmt: skip
-    lines = [
-        (
-            r["model"], "×".join(map(str, r["shape"])), r["scheduler"], r["rule"], r["provider"], r["how"],
-            f"{r['ms_per_step']:.2f}", f"{r['ratio']:.2f}", f"{r['outside_ms']:.3f}",
-            f"{r['outside_ratio']:.2f}", f"{r['guidance_ms']:.3f}",
-            f"{100 * r['guidance_share']:.1f}", f"{r['error']:.1e}", f"{r['bound']:.1e}",
-        )
-        for r in rows
-    ]  # fmt: skip
     parts = [
         f"# Whole denoising runs on {environment.label}",
         environment.origin,
@@ -290,7 +291,7 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], environment: Environment) -> 
         "*Difference* is of the last latents, as a share of the largest value; its bound is "
         f"{ALLOWED:g} times what the noise one unit in the last place up changes in the stock run.",
         "The passes are the same: where they take nearly all of a step, nothing is gained.",
-        markdown_table(header, lines),
+        markdown_table(HEADER, map(_line, rows)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -322,4 +323,7 @@ def section(plan: Plan, progress: Progress) -> Measured:
     environment = Environment.of(plan.device)
     text = to_markdown(rows, environment)
     more = {"schema": 1, "unit": "ms", "timelines": timelines}
-    return Measured(Record(KIND, f"{KIND}-{environment.name}", environment, rows, text, more), [Markdown(text)])
+    record = Record(KIND, f"{KIND}-{environment.name}", environment, rows, text, more)
+    shown = [place for place, name in enumerate(HEADER) if name not in ("noise", "how", "% of a step")]
+    header, *lines = ([line[place] for place in shown] for line in (HEADER, *map(_line, rows)))
+    return Measured(record, [terminal_table(environment.label, header, lines)])

@@ -80,14 +80,16 @@ def one_run(
     generator: np.random.Generator, ratio: float, cases: int, rounds: int, *, between: float, within: float
 ) -> Results:
     """Ratios to three peers in many cases, drawn as a run would: what differs between runs and between rounds."""
-    found = {}
-    for number in range(cases):
-        own = between * generator.standard_normal()
-        for peer in ("a", "b", "c"):
-            middle = np.log(ratio) + own + between * generator.standard_normal()
-            rows = np.exp(middle + within * generator.standard_normal(rounds))
-            low, mid, high = map(float, np.percentile(rows, [20, 50, 80]))
-            found[("kernels", str(number)), peer] = (low, mid, high)
+    peers = ("a", "b", "c")
+    own = between * generator.standard_normal((cases, 1, 1))
+    middle = np.log(ratio) + own + between * generator.standard_normal((cases, len(peers), 1))
+    drawn = np.exp(middle + within * generator.standard_normal((cases, len(peers), rounds)))
+    intervals = np.moveaxis(np.percentile(drawn, [20, 50, 80], axis=-1), 0, -1).tolist()
+    found = {
+        (("kernels", str(number)), peer): (low, mid, high)
+        for number, row in enumerate(intervals)
+        for peer, (low, mid, high) in zip(peers, row, strict=True)
+    }
     return Results({"kernels": asdict(HERE)}, found)
 
 
