@@ -72,8 +72,6 @@ _SETTINGS = {
     "axes.edgecolor": FAINT,
     "axes.labelcolor": FAINT,
     "axes.labelsize": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -116,7 +114,9 @@ def draw(name: str, paint: Callable[[Any], None], *, height: float = 230) -> Mar
         FigureCanvasSVG(figure)
         axes = figure.subplots()
         paint(axes)
-        axes.set_title(short(axes.get_title("left"), 44))
+        title = short(axes.get_title("left"), 42)
+        axes.set_title("")
+        figure.suptitle(title, x=0.0, ha="left", fontsize=11, fontweight="bold")
         file = BytesIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return _inline(file.getvalue(), name)
@@ -162,7 +162,9 @@ def _attribute(key: str, value: str, name: str) -> str:
     value = _COLOUR.sub(lambda match: f"var({_VARIABLES[match[0]]})", value)
     if key == "style":
         value = _FONT.sub(_font, value)
-    return _NUMBER.sub(lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), value)
+    # A tenth of a point is less than a pixel; line widths and dashes are finer.
+    places = 2 if key == "style" else 1
+    return _NUMBER.sub(lambda match: f"{float(match[0]):.{places}f}".rstrip("0").rstrip("."), value)
 
 
 def _font(match: re.Match[str]) -> str:
@@ -205,13 +207,14 @@ class Line:
 
 
 def lines(
-    found: Iterable[Line], *, title: str, x: str, y: str, log: str = "", level: float | None = None
+    found: Iterable[Line], *, title: str, x: str, y: str, log: str = "", level: float | None = None, share: bool = False
 ) -> Callable[[Any], None]:
     """Lines with markers.
 
     Args:
         x, y: the axes' names; log: which of them are logarithmic, as ``"xy"``.
         level: where a horizontal line is drawn that the others are seen against.
+        share: whether y is a share of 1, which has nothing above it.
     """
     drawn = list(found)
 
@@ -232,6 +235,9 @@ def lines(
         if whole and "x" not in log:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.05, y=0.1)
+        if share and (least := min((up for line in drawn for _, up in line.points), default=0)) >= 0:
+            room = max(1 - least, 0.1)
+            axes.set_ylim(1 - 1.1 * room, 1 + 0.05 * room)
 
     return paint
 

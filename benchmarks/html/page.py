@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from .content import Section, Table
+from .content import Finding, Section, Table, Tone
 
 __all__ = ["Missing", "Page", "asset", "render"]
 
@@ -45,7 +45,7 @@ def render(page: Page) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     script = asset("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    findings = [finding for section in page.sections for finding in section.findings]
+    findings = _merged(finding for section in page.sections for finding in section.findings)
     tiles = sorted((tile for section in page.sections for tile in section.tiles), key=lambda tile: tile.rank)
     return environment.from_string(asset("page.html.j2")).render(
         title=page.title,
@@ -62,6 +62,16 @@ def render(page: Page) -> str:
         script=Markup(script),
         script_hash=f"sha256-{digest}",
     )
+
+
+def _merged(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings that say the same of several machines as one."""
+    places: dict[tuple[Tone, str], list[str]] = {}
+    for finding in findings:
+        places.setdefault((finding.tone, finding.text), []).append(finding.where)
+    return [
+        Finding(tone, text, "; ".join(dict.fromkeys(filter(None, where)))) for (tone, text), where in places.items()
+    ]
 
 
 def asset(name: str) -> str:

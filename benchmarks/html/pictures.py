@@ -14,10 +14,12 @@ __all__ = ["read_picture"]
 
 LARGEST = 1600
 """Pixels of a side; larger pictures are made smaller."""
+LARGE = 100_000
+"""Bytes; a picture that is larger without loss is encoded with a loss that is hardly seen."""
 
 
 def read_picture(folder: Path, name: str, title: str, alt: str) -> Picture:
-    """A picture beside the results, encoded anew without loss, so that nothing but its pixels reaches the page.
+    """A picture beside the results, encoded anew, so that nothing but its pixels reaches the page.
 
     Raises:
         ValueError: if it is not a picture in that folder.
@@ -30,7 +32,14 @@ def read_picture(folder: Path, name: str, title: str, alt: str) -> Picture:
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"file: {name!r} is not a readable picture: {error}") from None
     pixels.thumbnail((LARGEST, LARGEST))
-    file = BytesIO()
-    pixels.save(file, "WEBP", lossless=True, quality=60, method=4)
-    uri = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+    content = _encoded(pixels, lossless=True, quality=60)
+    if len(content) > LARGE:
+        content = _encoded(pixels, lossless=False, quality=88)
+    uri = "data:image/webp;base64," + base64.b64encode(content).decode()
     return Picture(title, alt, uri, pixels.width, pixels.height)
+
+
+def _encoded(pixels: Image.Image, *, lossless: bool, quality: int) -> bytes:
+    file = BytesIO()
+    pixels.save(file, "WEBP", lossless=lossless, quality=quality, method=4)
+    return file.getvalue()

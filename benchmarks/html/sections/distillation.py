@@ -105,7 +105,7 @@ def _judged(found: Mapping[str, Any], result: Result, section: Section) -> Chart
             for i, each in enumerate(found.values())
             for k, who in enumerate(("teacher", "student"))
         ]
-        paint = lines(drawn, title=what, x="scale", y="")
+        paint = lines(drawn, title=what, x="scale", y="", share=metric != "frechet_distance")
         panels.append(Panel(f"{what} by scale", draw(f"{result.path.stem}-judged-{len(panels)}", paint)))
     pairs = [(each, j) for each in found.values() for j in each["judged"]]
     gap, each, at = max(

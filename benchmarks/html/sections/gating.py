@@ -43,7 +43,8 @@ def _chart(result: Result, section: Section) -> Chart:
             Line([(100 * r["unconditional"], value(r)) for r in rows if _kind(r) == kind], style(i), joined=False)
             for i, kind in enumerate(kinds)
         ]
-        paint = lines(drawn, title=what, x="unconditional passes, %", y="")
+        share = what in ("Classifier accuracy", "Recall")
+        paint = lines(drawn, title=what, x="unconditional passes, %", y="", share=share)
         panels.append(Panel(f"{what} by passes", draw(f"{result.path.stem}-{len(panels)}", paint)))
     return Chart(
         "Samples by the share of unconditional passes",

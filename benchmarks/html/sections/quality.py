@@ -68,7 +68,7 @@ def _curves(curves: Sequence[Row], result: Result, section: Section) -> Iterator
         schedules = [row["schedule"] for row in here]
         usual = max(dict.fromkeys(schedules), key=schedules.count)
         plain = [row for row in here if row["schedule"] == usual]
-        beside = f", beside {reference}" * (number > 0)
+        beside = f", judged beside {reference}" * (number > 0)
         finding = _best(plain) if number else _rules(plain, section)
         yield from _charts(f"Rules, schedule “{usual}”{beside}", plain, f"rules-{number}", result, finding)
         if scheduled := [row for row in here if row["schedule"] != usual]:
@@ -108,10 +108,11 @@ def _chart(title: str, rows: Sequence[Row], names: Sequence[str], identifier: st
     def series(x: str, y: str) -> list[Line]:
         return [Line([(row[x], row[y]) for row in by[n]], style(i)) for i, n in enumerate(names)]
 
-    plane = lines(series("recall", "accuracy"), title="Quality against diversity", x="recall", y="accuracy")
+    plane = lines(series("recall", "accuracy"), title="Quality against diversity", x="recall", y="accuracy", share=True)
     panels = [Panel("accuracy against recall, joined in the order of the scale", draw(f"{identifier}-plane", plane))]
     for metric, what in METRICS.items():
-        paint = lines(series("scale", metric), title=what[0].upper() + what[1:], x="scale", y=what)
+        share = metric != "frechet_distance"
+        paint = lines(series("scale", metric), title=what[0].upper() + what[1:], x="scale", y="", share=share)
         panels.append(Panel(f"{what} by scale", draw(f"{identifier}-{metric.replace('_', '-')}", paint)))
     samples = sorted({row["samples"] for row in rows})
     number = " or ".join(str(n) for n in samples)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from ..charts import Line, draw, legend, lines, style
 from ..content import Chart, Finding, Panel, Section, Table, Tile
 from ..marks import Bar, bars
-from ..numbers import count, decimal, milliseconds, times
+from ..numbers import count, decimal, listed, milliseconds, times
 from ..results import Result
 from ..tables import numbers, tabulate, verdict, words
 
@@ -50,15 +51,18 @@ def _curves(result: Result, findings: list[Finding]) -> Iterator[Chart | Table]:
                 found.append(Line(points, style(index)))
             paint = lines(found, title=f"by {axis}", x=axis, y="ms", log="xy")
             panels.append(Panel(f"time by {axis}", draw(f"{stem}-{what}-{len(panels)}", paint)))
-        exponents = {fit["axis"]: fit["exponent"] for fit in fits if fit["what"] == what}
+        exponents: dict[str, list[float]] = {}
+        for fit in fits:
+            if fit["what"] == what and fit.get("exponent") is not None:
+                exponents.setdefault(fit["axis"], []).append(fit["exponent"])
         finding = "Time against size on logarithmic axes: a line that rises by a decade in a decade is proportional."
         if exponents:
-            said = ", ".join(f"{axis} {decimal(value, 2)}" for axis, value in exponents.items())
-            finding += f" Fitted exponents: {said} (1 is proportional, below it larger is cheaper by the unit)."
-            flat = [axis for axis, value in exponents.items() if value < 0.9]
+            said = [f"{axis} {_range(values)}" for axis, values in exponents.items()]
+            finding += f" Fitted exponents: {', '.join(said)}; below 1 a larger one is cheaper per unit."
+            flat = [axis for axis, values in exponents.items() if median(values) < 0.9]
             if what == "combine" and flat:
-                text = f"Fixed costs weigh on small work: {what} grows less than in proportion with {', '.join(flat)}"
-                findings.append(Finding("loss", f"{text}.", result.where))
+                text = "Fixed costs weigh on small work: the combination's cost grows less than in proportion to "
+                findings.append(Finding("loss", f"{text}{listed(flat)}.", result.where))
         names = [f"{rule}, {dtype}" for rule, dtype in series]
         yield Chart(
             f"Cost of {WHAT.get(what, what)}",
@@ -72,35 +76,39 @@ def _curves(result: Result, findings: list[Finding]) -> Iterator[Chart | Table]:
                 words("rule", lambda r: r["rule"]),
                 words("dtype", lambda r: r["dtype"]),
                 numbers("time", lambda r: milliseconds(r["ms"])),
-                numbers("by the unit", lambda r: milliseconds(r.get("per_unit"))),
+                numbers("per unit", lambda r: milliseconds(r.get("per_unit"))),
             ),
             legend(f"{stem}-{what}", [(name, style(i)) for i, name in enumerate(names)]),
             where=result.where,
         )
     if fits:
         yield tabulate(
-            f"Fits: a fixed part and a part by the unit ({result.where})",
+            f"Fits: a fixed part and a part per unit ({result.where})",
             fits,
             words("axis", lambda f: f["axis"]),
             words("what", lambda f: f["what"]),
             words("rule", lambda f: f["rule"]),
             numbers("fixed", lambda f: milliseconds(f["fixed_ms"])),
-            numbers("by the unit", lambda f: milliseconds(f["ms_per_unit"])),
+            numbers("per unit", lambda f: milliseconds(f["ms_per_unit"])),
             numbers("exponent", lambda f: decimal(f["exponent"], 2)),
         )
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = decimal(min(values), 2), decimal(max(values), 2)
+    return low if low == high else f"{low} to {high}"
 
 
 def _fleet(fleet: Mapping[str, Any], result: Result, section: Section) -> Iterator[Chart | Table]:
     rows: Sequence[Row] = fleet["rows"]
     best = max(rows, key=lambda row: row["relative"])
     section.findings.append(
-        Finding("gain", f"Fleet model: {best['setup']} gives {times(best['relative'])} the images by the GPU.")
+        Finding("gain", f"Fleet model: {best['setup']} gives {times(best['relative'])} the images per GPU.")
     )
-    section.tiles.append(Tile(times(best["relative"]), f"images by the GPU in the fleet model: {best['setup']}", 3))
-    for row in rows:
-        if row["relative"] < 0.98:
-            text = f"{row['setup']} gives {times(row['relative'])} the images by the GPU; it buys latency"
-            section.findings.append(Finding("loss", f"Fleet model: {text}."))
+    section.tiles.append(Tile(times(best["relative"]), f"images per GPU in the fleet model: {best['setup']}", 3))
+    if worse := [row for row in rows if row["relative"] < 0.98]:
+        said = listed([f"{row['setup']} {times(row['relative'])}" for row in worse])
+        section.findings.append(Finding("loss", f"Fleet model: fewer images per GPU, for latency: {said}."))
     drawn = [
         Bar(row["setup"], row["relative"], times(row["relative"]), style(0 if row["relative"] >= 1 else 1))
         for row in rows
@@ -108,14 +116,14 @@ def _fleet(fleet: Mapping[str, Any], result: Result, section: Section) -> Iterat
     height = 75 + 22 * len(rows)
     yield Chart(
         "A fleet of GPUs, computed",
-        f"Images a second by the GPU relative to the first line; the most is {best['setup']}. Computed, not measured: "
+        f"Images a second per GPU relative to the first line; the most is {best['setup']}. Computed, not measured: "
         "from the measured parts and the assumptions below.",
         [
             Panel(
-                "images a second by the GPU",
+                "images a second per GPU",
                 draw(
                     f"{result.path.stem}-fleet",
-                    bars(drawn, title="Images by the GPU", x="relative to the first line", start=1.0),
+                    bars(drawn, title="Images per GPU", x="relative to the first line", start=1.0),
                     height=height,
                 ),
             ),
@@ -140,7 +148,7 @@ def _fleet(fleet: Mapping[str, Any], result: Result, section: Section) -> Iterat
             numbers("GPUs", lambda r: count(r["gpus"])),
             numbers("latency", lambda r: f"{decimal(r['latency_s'])} s"),
             numbers("images a second", lambda r: decimal(r["images_per_second"])),
-            numbers("by the GPU", lambda r: decimal(r["images_per_second_per_gpu"])),
+            numbers("per GPU", lambda r: decimal(r["images_per_second_per_gpu"])),
             numbers(
                 "relative", lambda r: verdict(times(r["relative"]), r["relative"], r["relative"], good=1.02, bad=0.98)
             ),

@@ -97,7 +97,7 @@ def samplers(results: list[Result]) -> Section:
     for result in results:
         rows, stem = result.data["rows"], result.path.stem
         if timelines := result.data.get("timelines"):
-            section.blocks.append(_timelines(timelines, stem, result.where))
+            section.blocks.extend(_timelines(timelines, stem, result.where))
         if peers := [row for row in rows if row["provider"] != "fastcfg"]:
             section.findings.extend(_sampler_findings(peers, result.where))
             section.blocks.append(_samplers(rows, peers, stem, result.where))
@@ -172,32 +172,55 @@ def _sampler_findings(peers: Sequence[Row], where: str) -> Iterator[Finding]:
         slower = sum(high < 1 for _, high in intervals)
         text = f"Whole denoising runs: {rest} of {cases} not faster beyond the noise, {slower} slower; least {least}."
         yield Finding("loss", text, where)
+    outside = [row["outside_ratio"] for row in peers if row.get("outside_ratio") is not None]
+    if outside and median(outside) != 1:
+        spread = f"{times(min(outside))} to {times(max(outside))}, median {times(median(outside))}"
+        text = f"Denoising runs outside of their passes, the peers' time ÷ fastcfg's: {spread}."
+        yield Finding("gain" if median(outside) > 1 else "loss", text, where)
     shares = [row["guidance_share"] for row in peers if row.get("guidance_share") is not None]
     if shares:
         text = f"Stock guidance takes {percent(min(shares), 1)} to {percent(max(shares), 1)} of a step of these small "
         yield Finding("loss", f"{text}models, and less of a large one: no guidance can gain more.", where)
 
 
-def _timelines(timelines: Sequence[Row], stem: str, where: str) -> Chart:
+def _timelines(timelines: Sequence[Row], stem: str, where: str) -> Iterator[Chart]:
+    """The parts of a step; and these without the passes, beside which they are hardly seen."""
+    shares = [_milliseconds(line, (PASSES,)) / (_milliseconds(line) or 1) for line in timelines]
     names = list(dict.fromkeys(part["name"] for line in timelines for part in line["parts"]))
+    others = [name for name in names if name != PASSES]
+    finding = f"The passes take {percent(min(shares), 1)} to {percent(max(shares), 1)} of a step."
+    yield _timeline("Timeline of a step, stock against fastcfg", finding, timelines, names, f"{stem}-line", where)
+    if len(others) < len(names):
+        longest = max(_milliseconds(line, others) for line in timelines)
+        finding = f"The same without the passes: {milliseconds(longest)} at the most."
+        yield _timeline("Timeline of what is outside of the passes", finding, timelines, others, f"{stem}-rest", where)
+
+
+PASSES = "passes"
+
+
+def _milliseconds(line: Row, names: Sequence[str] | None = None) -> float:
+    return float(sum(part["ms"] for part in line["parts"] if names is None or part["name"] in names))
+
+
+def _timeline(title: str, finding: str, timelines: Sequence[Row], names: Sequence[str], key: str, where: str) -> Chart:
+    looks = {name: style(4 if name == PASSES else place) for place, name in enumerate(sorted(names, key=PASSES.__eq__))}
     panels: list[Panel] = []
     for (model, scheduler, rule), found in _groups(timelines, "model", "scheduler", "rule").items():
         drawn = [
-            (line["provider"], [Segment(p["ms"], style(names.index(p["name"]))) for p in line["parts"]])
+            (line["provider"], [Segment(p["ms"], looks[p["name"]]) for p in line["parts"] if p["name"] in looks])
             for line in found
         ]
         name = f"{model}, {scheduler}, {rule}"
         paint = stacks(drawn, title=name, x="ms")
-        panels.append(Panel(name, draw(f"{stem}-line-{len(panels)}", paint, height=70 + 26 * len(found))))
-    records = [(line, part, sum(p["ms"] for p in line["parts"])) for line in timelines for part in line["parts"]]
-    largest = max(records, key=lambda record: record[1]["ms"] / (record[2] or 1))
+        panels.append(Panel(name, draw(f"{key}-{len(panels)}", paint, height=70 + 26 * len(found))))
+    records = [(line, part) for line in timelines for part in line["parts"] if part["name"] in looks]
     return Chart(
-        "Timeline of a step, stock against fastcfg",
-        f"The largest part of any step is “{largest[1]['name']}” with "
-        f"{percent(largest[1]['ms'] / (largest[2] or 1))} of it ({largest[0]['model']}, {largest[0]['provider']}).",
+        title,
+        finding,
         panels,
         tabulate(
-            f"Parts of a step ({where})",
+            f"{title} ({where})",
             records,
             words("model", lambda r: r[0]["model"]),
             words("scheduler", lambda r: r[0]["scheduler"]),
@@ -205,8 +228,8 @@ def _timelines(timelines: Sequence[Row], stem: str, where: str) -> Chart:
             words("provider", lambda r: r[0]["provider"]),
             words("part", lambda r: r[1]["name"]),
             numbers("time", lambda r: milliseconds(r[1]["ms"])),
-            numbers("of the step", lambda r: percent(r[1]["ms"] / r[2] if r[2] else None, 1)),
+            numbers("of the step", lambda r: percent(r[1]["ms"] / (_milliseconds(r[0]) or 1), 2)),
         ),
-        legend(f"{stem}-line", [(name, style(i)) for i, name in enumerate(names)], line=False),
-        where=where,
+        legend(key, list(looks.items()), line=False),
+        where,
     )
