@@ -9,9 +9,10 @@ import torch
 
 pytest.importorskip("diffusers.guiders")
 
-from benchmarks import samplers
+from benchmarks import sampler_contests
 from benchmarks.compare import results_of
-from benchmarks.samplers import Bout, Contest, contests, differences, measure
+from benchmarks.sampler_contests import Bout, Contest, contests
+from benchmarks.samplers import differences, measure
 from benchmarks.sections import Plan, wanted
 from benchmarks.timelines import FUSED, GUIDANCE, PASSES
 
@@ -21,7 +22,7 @@ CHOSEN = {"demo": "DPMSolverMultistep", "Flux": "FlowMatchEulerDiscrete", "Wan, 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samplers, "STEPS", 3)
+    monkeypatch.setattr(sampler_contests, "STEPS", 3)
 
 
 @pytest.mark.parametrize("model", CHOSEN)
