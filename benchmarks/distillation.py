@@ -51,19 +51,17 @@ class Variant:
     judged: bool = False
 
 
+HALF = replace(BASE, steps=BASE.steps // 2)
 VARIANTS: Mapping[str, Variant] = {
     "full": Variant("CFG, all weights, trajectories", CFG(7.5), BASE, judged=True),
     "lora": Variant(
         "CFG, LoRA 16, trajectories", CFG(7.5), replace(BASE, mode="lora", learning_rate=5e-3), judged=True
     ),
-    "perp-neg": Variant("Perp-neg, all weights, trajectories", PerpNeg(7.5, (1.5,)), BASE, judged=True),
-    "apg": Variant("APG, all weights, trajectories", APG_IN_X0, BASE, judged=True),
+    "perp-neg": Variant("Perp-neg, all weights, trajectories", PerpNeg(7.5, (1.5,)), HALF, judged=True),
+    "apg": Variant("APG, all weights, trajectories", APG_IN_X0, HALF),
     "data": Variant("CFG, all weights, data", CFG(7.5), replace(BASE, data="data")),
     "embedding": Variant(
         "CFG, scale input alone, trajectories", CFG(7.5), replace(BASE, mode="embedding", learning_rate=5e-3)
-    ),
-    "adamw": Variant(
-        "CFG, all weights, trajectories, AdamW", CFG(7.5), replace(BASE, optimizer="adamw", learning_rate=1e-3)
     ),
     "full-seed-1": Variant("CFG, all weights, trajectories, seed 1", CFG(7.5), replace(BASE, seed=1)),
     "full-long": Variant(

@@ -20,15 +20,12 @@ from torch import Tensor
 
 from fastcfg import CFG, GatedCFG, GuidedDenoiser, InDomain, Rule, State, schedules
 from fastcfg.demo.checkpoint import load_denoiser
-from fastcfg.demo.classifier import load_classifier
-from fastcfg.demo.data import NUM_COLOURS, NUM_DIGITS, load_digits, paint
-from fastcfg.demo.diffusion import noise_scheduler
-from fastcfg.demo.sample import draw_noise, labels
+from fastcfg.demo.judge import Judge
 from fastcfg.files import write_atomically
-from fastcfg.metrics import Quality, Reference, quality
-from fastcfg.samplers import from_scheduler
+from fastcfg.metrics import Quality
 
-from .report import Environment
+from .environment import Environment
+from .quality.sampling import Start, ddim
 
 __all__ = ["Row", "guidances", "sample", "sweet_spot"]
 
@@ -80,10 +77,8 @@ def sample(
     model: Callable[..., Any], rule: Rule, conditions: Mapping[str, Mapping[str, Tensor]], noise: Tensor, steps: int
 ) -> tuple[Tensor, int]:
     """Images by DDIM, and the passes that they took."""
-    scheduler = noise_scheduler()
-    scheduler.set_timesteps(steps)
     denoiser, state, x = GuidedDenoiser(model, rule), State(), noise
-    for step in from_scheduler(scheduler):
+    for step in ddim(steps):
         x = denoiser.step(x, step, conditions=conditions, state=state)
     return x, denoiser.passes_run
 
@@ -104,33 +99,19 @@ def measure(
 ) -> list[Row]:
     """A row for each guidance, on the same noise and labels."""
     model, _ = load_denoiser()
-    classifier, _ = load_classifier()
-    generator = torch.Generator().manual_seed(seed)
-    digit = torch.arange(samples) % NUM_DIGITS
-    colour = torch.randint(NUM_COLOURS, (samples,), generator=generator)
-    noise = draw_noise(samples, seed)
-    real = load_digits(held_out=True)
-    chosen = torch.randperm(len(real), generator=generator)[:samples]
-    painted = paint(real.grey[chosen], torch.randint(NUM_COLOURS, (len(chosen),), generator=generator))
-    with torch.no_grad():
-        reference = Reference(classifier.pooled(painted), real.digit[chosen])
+    judge, start = Judge(samples), Start.draw(samples, seed)
     rows: list[Row] = []
     full: Tensor | None = None
     for name, rule in progress(list(guidances(scale).items())):
         parts, passes = [], 0
-        for first in range(0, samples, batch):
-            part = slice(first, first + batch)
-            both = labels(digit[part], colour[part], like=noise[part])
-            conditions = {"uncond": labels(like=noise[part]), "cond": both}
-            images, run = sample(model, rule, conditions, noise[part], steps)
+        for part in start.parts(batch):
+            images, run = sample(model, rule, part.conditions("both", ("uncond", "cond")), part.noise, steps)
             parts.append(images)
             passes += run
         images = torch.cat(parts)
         full = images if full is None else full
         calls = steps * len(parts)
-        with torch.no_grad():
-            features = classifier.pooled(images.clamp(-1, 1))
-        seen_digit, seen_colour = classifier.predict(images)
+        look = judge.look(images)
         rows.append(
             Row(
                 name=name,
@@ -138,9 +119,9 @@ def measure(
                 unconditional=passes / calls - 1,
                 passes=passes / (2 * calls),
                 difference=(images - full).square().mean().sqrt().item(),
-                digit=(seen_digit == digit).float().mean().item(),
-                colour=(seen_colour == colour).float().mean().item(),
-                quality=quality(reference, features, asked=digit, seen=seen_digit),
+                digit=(look.digit == start.digit).float().mean().item(),
+                colour=(look.colour == start.colour).float().mean().item(),
+                quality=judge.quality(look, start.digit),
             )
         )
     return rows

@@ -124,16 +124,18 @@ def draw(name: str, paint: Callable[[Any], None], *, height: float = 230) -> Mar
 
 _NUMBER = re.compile(r"-?\d+\.\d+")
 _COLOUR = re.compile("|".join(_VARIABLES))
-_FONT = re.compile(r"font: ((?:[a-z]+ )*)([\d.]+px)[^;]*")
+_FONT = re.compile(r"font: ((?:\w+ )*)([\d.]+px)[^;]*")
+_FAMILY = re.compile(r" ?font-family:[^;]*;?")
 
 
 def _inline(svg: bytes, name: str) -> Markup:
     """SVG of matplotlib as part of an HTML page: no namespaces, no fonts, no identifiers but those referred to."""
     root = ElementTree.fromstring(svg)
-    # A style element in a page's SVG would hold for the whole page.
     for parent in list(root.iter()):
+        parent.text, parent.tail = (text and text.strip() for text in (parent.text, parent.tail))
         for child in list(parent):
-            if _local(child.tag) in ("metadata", "style"):
+            # A style element in a page's SVG would hold for the whole page.
+            if _local(child.tag) in ("metadata", "style") or child.get("style") == "fill: none":
                 parent.remove(child)
     used = set(re.findall(r"#([\w-]+)", svg.decode()))
     for element in root.iter():
@@ -161,14 +163,15 @@ def _attribute(key: str, value: str, name: str) -> str:
         return re.sub(r"^#|(?<=url\()#", f"#{name}-", value)
     value = _COLOUR.sub(lambda match: f"var({_VARIABLES[match[0]]})", value)
     if key == "style":
-        value = _FONT.sub(_font, value)
+        value = _FAMILY.sub("", _FONT.sub(_font, value))
     # A tenth of a point is less than a pixel; line widths and dashes are finer.
     places = 2 if key == "style" else 1
+    value = " ".join(value.split())
     return _NUMBER.sub(lambda match: f"{float(match[0]):.{places}f}".rstrip("0").rstrip("."), value)
 
 
 def _font(match: re.Match[str]) -> str:
-    """The size and weight of a font; its family is the page's."""
+    """The size and weight of a font in short, which older releases write; its family is the page's."""
     weight = "; font-weight: 700" if re.search("bold|700", match[1]) else ""
     return f"font-size: {match[2]}{weight}"
 

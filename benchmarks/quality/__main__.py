@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +45,6 @@ def find(
     Args:
         traced: samples of the geometry; student: beside the teacher; folder: see :class:`Measurement`.
     """
-    began = time.perf_counter()
     network, _ = load_denoiser()
     measured = Measurement(settings, network, student, folder)
     todo = points(scales, NEGATIVE_SCALES)
@@ -78,7 +76,6 @@ def find(
         compared=compare_at_target(measured, scales),
         traces=traces,
         grids=all_grids(measured, scales, strong, NEGATIVE_SCALES),
-        seconds=round(time.perf_counter() - began, 1),
     )
 
 

@@ -8,13 +8,14 @@ from typing import Literal
 
 from fastcfg import APG, CFG, TCFG, CFGZeroStar, GatedCFG, InDomain, PerpNeg, Rule, schedules
 
-__all__ = ["CURVES", "DYNAMIC", "NEGATIVE_SCALES", "SCALES", "Asked", "Curve", "Keep", "points"]
+__all__ = ["CURVES", "DYNAMIC", "NEGATIVE_SCALES", "RESCALE", "SCALES", "Asked", "Curve", "Keep", "points"]
 
 Asked = Literal["both", "digit"]
 Keep = Literal["", "clip", "dynamic"]
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
 NEGATIVE_SCALES = (1.5, 3.0)
+RESCALE = 0.7
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,12 @@ def _apg(scale: float) -> Rule:
 
 CURVES = (
     Curve("CFG", "CFG", CFG, "`u + s (c - u)`."),
-    Curve("CFG + rescale", "CFG + rescale 0.7", lambda s: CFG(s, rescale=0.7), "φ = 0.7, on the model's own v."),
+    Curve(
+        "CFG + rescale",
+        f"CFG + rescale {RESCALE:g}",
+        lambda s: CFG(s, rescale=RESCALE),
+        f"φ = {RESCALE:g}, on the model's own v.",
+    ),
     Curve(
         "CFG-Zero*",
         "CFG-Zero*",

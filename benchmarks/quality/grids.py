@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,13 +11,12 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import Tensor
 
 from fastcfg.demo.data import COLOUR_NAMES, NUM_COLOURS
 from fastcfg.demo.picture import mosaic
 
 from .curves import CURVES
-from .measure import NUM_SHOWN, Measurement
+from .measure import NUM_SHOWN, Measurement, Shown
 
 __all__ = ["Grid", "Line", "all_grids", "draw"]
 
@@ -26,22 +26,21 @@ MISREAD = "#d0021b"
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a block: images ``[10, 3, 28, 28]``, one of each digit, and what the classifier reads in them."""
+    """A row of a block."""
 
     label: str
-    images: Tensor
-    seen: Sequence[int]
+    shown: Shown
 
     @property
     def misread(self) -> list[int]:
         """Columns in which the classifier reads another digit."""
-        return [column for column, digit in enumerate(self.seen) if digit != column]
+        return [column for column, digit in enumerate(self.shown.digit) if digit != column]
 
 
 def told(lines: Sequence[Line]) -> str:
     """What the classifier reads in the rows of a block, in words."""
     wrong = [
-        f"{line.label} ({', '.join(f'{column} as {line.seen[column]}' for column in line.misread)})"
+        f"{line.label} ({', '.join(f'{column} as {line.shown.digit[column]}' for column in line.misread)})"
         for line in lines
         if line.misread
     ]
@@ -74,7 +73,7 @@ def draw(title: str, blocks: Sequence[tuple[str, Sequence[Line]]], colours: bool
     for place, (heading, lines) in enumerate(blocks):
         left = (margin + place * (wide + GAP)) / width
         axes = figure.add_axes((left, 0.3 / height, wide / width, CELL * rows / height))
-        picture = mosaic([line.images for line in lines]).numpy()
+        picture = mosaic([line.shown.images for line in lines]).numpy()
         axes.imshow(picture, interpolation="nearest", aspect="auto", extent=(0, NUM_SHOWN, rows, 0))
         axes.set_axis_off()
         for index, line in enumerate(lines):
@@ -95,7 +94,7 @@ def draw(title: str, blocks: Sequence[tuple[str, Sequence[Line]]], colours: bool
 
 
 def _line(measured: Measurement, curve: str, scale: float, label: str) -> Line:
-    return Line(label, measured.shown[curve, scale], measured.seen[curve, scale])
+    return Line(label, measured.shown[curve, scale])
 
 
 def all_grids(
@@ -156,15 +155,25 @@ def all_grids(
             title,
             "quality-perp-neg.png",
             f"{noise}, without a colour asked for; plain CFG left, perp-neg with red as the negative right. "
-            f"{_told_of(blocks)} Of all samples of the two, red are {red}.",
+            f"{_told_of(blocks)} {_coloured(blocks)} Of all samples of the two, red are {red}.",
             draw(title, blocks, colours=False),
         )
     )
     return found
 
 
+def _coloured(blocks: Sequence[tuple[str, Sequence[Line]]]) -> str:
+    """The colours that the classifier sees, most of them first."""
+    said = []
+    for heading, lines in blocks:
+        for line in lines:
+            counts = Counter(COLOUR_NAMES[colour] for colour in line.shown.colour).most_common()
+            said.append(f"{heading} at {line.label}: {', '.join(f'{count} {name}' for name, count in counts)}.")
+    return f"Colours: {' '.join(said)}"
+
+
 def _apart(one: Sequence[Line], other: Sequence[Line]) -> float:
-    differences = [a.images - b.images for a, b in zip(one, other, strict=True)]
+    differences = [a.shown.images - b.shown.images for a, b in zip(one, other, strict=True)]
     return torch.stack(differences).square().mean().sqrt().item()
 
 

@@ -36,6 +36,7 @@ FIGURES = (
     ("precision", "precision, %", 100.0),
     ("recall", "recall, %", 100.0),
     ("frechet_distance", "Fréchet distance", 1.0),
+    ("coverage", "coverage, %", 100.0),
     ("spread", "spread within a class, of real digits'", 1.0),
 )
 
@@ -60,11 +61,11 @@ def _axes(axes: Any, title: str, x: str) -> None:
 
 
 def curves_figure(points: Sequence[Point], scales: Sequence[float]) -> bytes:
-    """Figures against the scale, and recall against accuracy, as PNG; bands are two standard errors of CFG's."""
+    """Figures against the scale as PNG; bands are two standard errors of CFG's."""
     with matplotlib.rc_context(STYLE):
         figure = _figure(10.5, 7.6)
         panels = figure.subplots(2, 3)
-        for panel, (name, title, factor) in zip(panels.flat, FIGURES, strict=False):
+        for panel, (name, title, factor) in zip(panels.flat, FIGURES, strict=True):
             _axes(panel, title, "guidance scale")
             panel.set_xscale("log")
             panel.xaxis.set_major_locator(FixedLocator(scales))
@@ -81,11 +82,6 @@ def curves_figure(points: Sequence[Point], scales: Sequence[float]) -> bytes:
                     [factor * (getattr(p, name) + sign * 2 * getattr(p, error)) for p in cfg] for sign in (-1, 1)
                 )
                 panel.fill_between([p.scale for p in cfg], low, high, color="#000000", alpha=0.12, linewidth=0)
-        last = panels.flat[-1]
-        _axes(last, "recall against accuracy, %", "digits read as asked, %")
-        for curve in CURVES:
-            own = [point for point in points if point.curve == curve.name and point.curve in LOOKS]
-            last.plot([100 * p.accuracy for p in own], [100 * p.recall for p in own], **_look(curve.name))
         handles, names = panels.flat[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=6, frameon=False)
         return _png(figure)

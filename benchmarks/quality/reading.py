@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .bootstrap import Crossing, at_accuracy
-from .curves import CURVES
+from .curves import CURVES, RESCALE
 from .geometry import Trace
 from .measure import Measurement, Point, share_error
 
-__all__ = ["TARGET", "AtTarget", "at_target", "compare_at_target", "of_cfg", "of_geometry", "of_student"]
+__all__ = [
+    "TARGET",
+    "AtTarget",
+    "at_target",
+    "compare_at_target",
+    "of_cfg",
+    "of_geometry",
+    "of_rescale",
+    "of_strongest",
+    "of_student",
+]
 
 TARGET = 0.97
 """Share of digits read as asked at which curves are compared."""
@@ -99,13 +110,13 @@ def of_cfg(points: Sequence[Point]) -> str:
         if falls
         else f"recall does not fall clearly up to s = {last.scale:g} ({_percent(last.recall)})"
     )
+    plateau = "" if enough is best else f", and within a standard error of that from s = {enough.scale:g}"
     return (
         f"Without guidance {_percent(first.accuracy)} of the digits are read as asked; accuracy is highest at "
-        f"s = {best.scale:g} ({_percent(best.accuracy)} ± {100 * best.accuracy_error:.1f}) and within a standard error "
-        f"of that from s = {enough.scale:g}. The Fréchet distance is smallest at s = {nearest.scale:g} "
-        f"({nearest.frechet_distance:.1f} ± {nearest.frechet_error:.1f}; {last.frechet_distance:.1f} at s = "
-        f"{last.scale:g}), and {fall}. The spread within a class goes from {first.spread:.2f} of real digits' to "
-        f"{min(p.spread for p in points):.2f} at its lowest."
+        f"s = {best.scale:g} ({_percent(best.accuracy)} ± {100 * best.accuracy_error:.1f}){plateau}. The Fréchet "
+        f"distance is smallest at s = {nearest.scale:g} ({nearest.frechet_distance:.1f} ± {nearest.frechet_error:.1f}; "
+        f"{last.frechet_distance:.1f} at s = {last.scale:g}), and {fall}. The spread within a class goes from "
+        f"{first.spread:.2f} of real digits' to {min(p.spread for p in points):.2f} at its lowest."
     )
 
 
@@ -124,6 +135,29 @@ def of_student(teacher: Sequence[Point], student: Sequence[Point]) -> str:
         f"{100 * narrow[0]:+.1f} points at worst (s = {narrow[1]:g}); its Fréchet distance {100 * far[0]:+.0f} % at "
         f"worst (s = {far[1]:g}) and "
         f"{100 * statistics.mean(value for value, _ in distance):+.0f} % on average."
+    )
+
+
+def of_strongest(points: Sequence[Point]) -> str:
+    """All curves at the highest scale: what still works there."""
+    cfg = next(point for point in points if point.curve == "CFG")
+    lost = [p for p in points if p.accuracy < cfg.accuracy - 2 * math.hypot(p.accuracy_error, cfg.accuracy_error)]
+    order = sorted(points, key=lambda p: p.frechet_distance)
+    said = ", ".join(f"{p.curve} ({_percent(p.accuracy)})" for p in sorted(lost, key=lambda p: p.accuracy)) or "none"
+    return (
+        f"At s = {cfg.scale:g}, Fréchet distances go from {order[0].frechet_distance:.0f} ({order[0].curve}) over "
+        f"{cfg.frechet_distance:.0f} (CFG) to {order[-1].frechet_distance:.0f} ({order[-1].curve}); clearly fewer "
+        f"digits than with CFG ({_percent(cfg.accuracy)}) are read as asked with {said}."
+    )
+
+
+def of_rescale(traces: Sequence[Trace], scale: float) -> str:
+    """What rescale makes of the first step."""
+    first = next(one for one in traces if one.scale == scale)
+    factor = 1 - RESCALE + RESCALE / first.spread_ratio
+    return (
+        f"Rescale with φ = {RESCALE:g}, which brings back the standard deviation alone, multiplies the prediction of "
+        f"the first step, its mean with it, by {factor:.2f}; the mean, these images' dark ground, had not."
     )
 
 

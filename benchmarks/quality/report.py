@@ -14,7 +14,7 @@ from .curves import CURVES
 from .geometry import Trace
 from .grids import Grid
 from .measure import Point, Settings
-from .reading import TARGET, AtTarget, of_cfg, of_geometry, of_student
+from .reading import TARGET, AtTarget, of_cfg, of_geometry, of_rescale, of_strongest, of_student
 
 __all__ = ["Findings"]
 
@@ -39,7 +39,6 @@ class Findings:
     compared: Sequence[AtTarget]
     traces: Sequence[Trace]
     grids: Sequence[Grid]
-    seconds: float
 
     def of(self, curve: str) -> list[Point]:
         """The points of a curve, by scale."""
@@ -47,7 +46,7 @@ class Findings:
 
     def to_json(self) -> str:
         """See the names in :class:`Point` and :class:`Trace`."""
-        settings = asdict(self.settings) | {"scales": list(self.scales), "sampler": "DDIM", "seconds": self.seconds}
+        settings = asdict(self.settings) | {"scales": list(self.scales), "sampler": "DDIM"}
         settings["geometry_prediction"] = "v"
         settings["curves"] = {curve.name: curve.about for curve in CURVES}
         data = {
@@ -74,15 +73,15 @@ class Findings:
             f"{self.environment.origin}",
             "## What it says",
             "\n".join(f"- {one}" for one in self._reading(strong)),
-            "![Accuracy, precision, recall, Fréchet distance and spread against the guidance scale, and recall against "
-            "accuracy, a line for each rule and schedule](quality-curves.png)",
+            "![Accuracy, precision, recall, Fréchet distance, coverage and spread against the guidance scale, a line "
+            "for each rule and schedule; the tables below hold every point](quality-curves.png)",
             "## At equal accuracy",
             self._equal(),
             "## Samples",
             "\n\n".join(f"![{grid.alt}]({grid.file})" for grid in self.grids),
             "## Geometry of guidance",
-            of_geometry(self.traces, strong)
-            + " All are of v, along CFG's own trajectories, the network in float32; means over the samples. In "
+            f"{of_geometry(self.traces, strong)} {of_rescale(self.traces, strong)}",
+            "All are of v, along CFG's own trajectories, the network in float32; means over the samples. In "
             "`quality.json` each has its deviation.",
             "![Length of the delta, its cosine with the unconditional prediction, its share along the conditional one, "
             "and length and standard deviation of the guided prediction over the conditional one, by step, a line for "
@@ -114,9 +113,9 @@ class Findings:
             missing = [c.name for c in CURVES if c.asked == "both" and c.name not in {r.curve for r in self.compared}]
             if missing:
                 found.append(f"**Not that accurate at any scale up to {self.scales[-1]:g}:** {', '.join(missing)}.")
-        by_overshoot = sorted(
-            (p for p in self.points if p.scale == strong and p.reference == "all colours"), key=lambda p: p.overshoot
-        )
+        guided = [point for point in self.points if point.reference == "all colours"]
+        found.append(f"**Too much of it.** {of_strongest([p for p in guided if p.scale == self.scales[-1]])}")
+        by_overshoot = sorted((p for p in guided if p.scale == strong), key=lambda p: p.overshoot)
         found.append(
             f"**Saturation at s = {strong:g}.** Pixels beyond the range, in percent of its half: "
             + ", ".join(f"{p.curve} {100 * p.overshoot:.1f}" for p in by_overshoot)
@@ -125,7 +124,11 @@ class Findings:
         found.append(f"**The student.** {of_student(cfg, student)}")
         plain, negative = (self.of(curve.name) for curve in CURVES if curve.asked == "digit")
         pairs = list(zip(plain, negative, strict=True))
-        red = "; ".join(f"s = {a.scale:g}: {_of(a, b, 'avoided')} red, {_of(a, b, 'recall')} recall" for a, b in pairs)
+        red = "; ".join(
+            f"at s = {a.scale:g} {_of(a, b, 'avoided')} are red, accuracy is {_of(a, b, 'accuracy')}, recall "
+            f"{_of(a, b, 'recall')}, the Fréchet distance {a.frechet_distance:.0f} and {b.frechet_distance:.0f}"
+            for a, b in pairs
+        )
         found.append(f"**A negative, red.** Digits without a colour asked for, with CFG and with perp-neg: {red}.")
         dynamic = self.dynamic
         found.append(

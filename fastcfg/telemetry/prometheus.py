@@ -38,7 +38,7 @@ def exposition(numbers: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     for key, text in _TOTALS.items():
         sample(family(f"fastcfg_{key}_total", "counter", text), numbers[key])
     for key, label, text in (
-        ("backends", "backend", "Calls of guidance by the path that they took."),
+        ("backends", "backend", "Recorded calls of guidance by the path that they took."),
         ("passes_saved", "reason", "Passes that the full guidance would have run besides, by why they were not."),
     ):
         name = family(f"fastcfg_{key.replace('backends', 'backend_calls')}_total", "counter", text)

@@ -94,14 +94,18 @@ class Telemetry:
 
     # What guidance calls.
 
-    def begin(self, path: str, device: torch.device) -> int | None:
-        """Count a call; its number among those recorded if it is to be recorded, else None."""
+    def due(self, device: torch.device) -> bool:
+        """Count a call; whether it is one to record."""
         with self._lock:
-            due = self._calls % self.every == 0 or _capturing(device)
             self._calls += 1
+            return (self._calls - 1) % self.every == 0 or _capturing(device)
+
+    def begin(self, path: str) -> int:
+        """The number of a recorded call, which takes this path."""
+        with self._lock:
             self._backends[path] += 1
-            self._recorded += due
-            return self._recorded - 1 if due else None
+            self._recorded += 1
+            return self._recorded - 1
 
     def count_passes(self, run: int, saved_by: Iterable[tuple[str, int]]) -> None:
         """Count the passes of a step."""

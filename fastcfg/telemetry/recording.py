@@ -76,16 +76,14 @@ def begin(
     """
     if torch.compiler.is_compiling():
         return None
-    mark = telemetry if isinstance(telemetry, Mark) else Mark(telemetry, step)
-    if not isinstance(mark.telemetry, Telemetry):
+    recorder = telemetry.telemetry if isinstance(telemetry, Mark) else telemetry
+    if not isinstance(recorder, Telemetry):
         raise TypeError(f"telemetry: expected a fastcfg.telemetry.Telemetry, got {type(telemetry).__name__}")
-    first = predictions.get(rule.conditions[0])
-    if not isinstance(first, Tensor):
+    first = next(iter(predictions.values()), None)
+    if not isinstance(first, Tensor) or not recorder.due(first.device):
         return None
-    path = numerics if numerics == "eager" else fk.choose_backend(rule.program, first.device, backend)
-    call = mark.telemetry.begin(path, first.device)
-    if call is None or rule.prepares or numerics != "fp32":
+    if rule.prepares or numerics != "fp32" or (recorder.sums == "rule" and not rule.program.reduces):
         return None
-    if mark.telemetry.sums == "rule" and not rule.program.reduces:
-        return None
-    return Recording(mark, call, path, groups)
+    path = fk.choose_backend(rule.program, first.device, backend)
+    mark = telemetry if isinstance(telemetry, Mark) else Mark(recorder, step)
+    return Recording(mark, recorder.begin(path), path, groups)

@@ -113,9 +113,14 @@ class Ring:
         self.widest = max(self.widest, kept.shape[0])
         self._placed.append(Placed(self.total, self.total + size, write))
         self.total += size
-        self.position.fill_(self.total)
+        if self.asynchronous:
+            self.position.fill_(self.total)
         while self._placed[0].end <= self.total - self.capacity:
             self._placed.popleft()
+
+    def settle(self) -> None:
+        """Bring the position up to date, where no device does."""
+        self.position.fill_(self.total)
 
     def placed(self) -> list[Placed]:
         """The writes of which records may be left; the caller sees to it that none comes meanwhile."""
@@ -138,6 +143,8 @@ class Ring:
         copy = self._copy
         if copy.pending:
             return
+        if not self.asynchronous:
+            self.settle()
         with torch.cuda.stream(copy.stream):  # No stream, no effect.
             for to, of in (
                 (copy.before, self.position),
@@ -226,6 +233,9 @@ class GraphRing(Ring):
         kind = torch.full_like(rows, self._kinds.index(write.names))
         self.marks.index_copy_(0, index, torch.stack([self.step.expand(size), rows, kind], 1))
         self.position.add_(size)
+
+    def settle(self) -> None:
+        """The replays have."""
 
     def _oldest(self, placed: Sequence[Placed]) -> int:
         return 0

@@ -17,7 +17,7 @@ from benchmarks.quality.bootstrap import Resampled, at_accuracy, draws, resample
 from benchmarks.quality.curves import CURVES, DYNAMIC, NEGATIVE_SCALES, SCALES, Curve, points
 from benchmarks.quality.geometry import trace
 from benchmarks.quality.grids import Line, told
-from benchmarks.quality.measure import Measurement, Point, Settings, share_error
+from benchmarks.quality.measure import Measurement, Point, Settings, Shown, share_error
 from benchmarks.quality.reading import compare_at_target
 from benchmarks.quality.sampling import Start, ddim, in_precision, sample
 from fastcfg import CFG
@@ -186,8 +186,9 @@ def test_figures_of_a_point() -> None:
     real, fake = (value.double().numpy() for value in (judge.reference.features, features))
     expected, slack = _frechet(real, fake)
     assert point.frechet_distance == pytest.approx(expected, abs=slack)
-    assert torch.equal(measured.shown["CFG", 3.0], clamped[:10])
-    assert measured.seen["CFG", 3.0] == seen_digit[:10].tolist()
+    shown = measured.shown["CFG", 3.0]
+    assert torch.equal(shown.images, clamped[:10])
+    assert (shown.digit, shown.colour) == (seen_digit[:10].tolist(), seen_colour[:10].tolist())
 
 
 def _frechet(real: np.ndarray, fake: np.ndarray) -> tuple[float, float]:
@@ -302,7 +303,8 @@ def test_geometry_is_the_vectors_own() -> None:
 
 def test_a_grid_says_what_is_misread() -> None:
     images = torch.zeros(10, 3, 28, 28)
-    right, wrong = Line("s = 1", images, list(range(10))), Line("s = 2", images, [0, 7, *range(2, 10)])
+    right = Line("s = 1", Shown(images, list(range(10)), [0] * 10))
+    wrong = Line("s = 2", Shown(images, [0, 7, *range(2, 10)], [0] * 10))
     assert wrong.misread == [1] and not right.misread
     assert told([right]) == "every digit is read as asked in every row"
     assert told([right, wrong]) == "every digit is read as asked, except in the rows s = 2 (1 as 7)"

@@ -223,12 +223,11 @@ def test_every_so_many_calls() -> None:
     named, telemetry = predictions(CFG(), torch.float32), Telemetry(every=3)
     for _ in range(7):
         guide(CFG(rescale=0.5), **named, telemetry=telemetry)
-    guide(CFG(rescale=0.5), **named, telemetry=telemetry, numerics="fp32", backend="torch")
+    guide(CFG(), **named, telemetry=telemetry)  # In the eighth call's place, which is not recorded.
     found = telemetry.drain()
     assert found.call.tolist() == [0, 0, 1, 1, 2, 2] and found.sample.tolist() == [0, 1] * 3
     numbers = telemetry.to_dict()
-    assert numbers["calls"] == 8 and numbers["recorded_calls"] == 3 and sum(numbers["backends"].values()) == 8
-    assert numbers["backends"]["torch"] == 1
+    assert numbers["calls"] == 8 and numbers["recorded_calls"] == 3 and sum(numbers["backends"].values()) == 3
 
 
 def test_the_mean_of_a_samples_groups() -> None:

@@ -268,7 +268,7 @@ def apply_kernel(
     means, sums, summed = merge_workspace(workspace, group, tiles, pitch, count, PAIRS, CENTRED, MASK, TILE, ACC)
     weights = weigh(means, sums, summed, values, WEIGH, MEANS, ACC)
     if FIGURES > 0:
-        store_figures(figures, weights, group, live & (chunk == 0), FIGURES, ACC)
+        store_figures(figures, weights, group, live & (group * 0 + chunk == 0), FIGURES, ACC)
     at = digits(group, outer)
     for i in tl.static_range(TILES):
         element, inside = _elements(chunk * TILES + i, count, inner, live, TILE, WIDE)
@@ -342,7 +342,7 @@ def cooperative_kernel(
     means, sums, summed = merge_workspace(workspace, group, tiles, pitch, count, PAIRS, CENTRED, MASK, TILE, ACC)
     weights = weigh(means, sums, summed, values, WEIGH, MEANS, ACC)
     if FIGURES > 0:
-        store_figures(figures, weights, group, live & (chunk == 0), FIGURES, ACC)
+        store_figures(figures, weights, group, live & (group * 0 + chunk == 0), FIGURES, ACC)
     for t in tl.static_range(TILES):
         store_tile(
             outs, out_strides, tail, tail_strides, places[t], insides[t], blocks[t], weights, space, RESULTS, OUTPUTS,

@@ -127,10 +127,11 @@ def test_both_sides_of_the_summary(report: Path) -> None:
     assert "for latency: split 0.90×" in losses
 
 
-def test_colours_are_the_pages(report: Path) -> None:
+def test_colours_and_fonts_are_the_pages(report: Path) -> None:
     source = report.read_text(encoding="utf-8")
     drawn = re.sub(r"<style>.*?</style>", "", source, flags=re.DOTALL)
     assert not re.search(r"(?:fill|stroke|color): ?#[0-9a-f]{3,8}", drawn)
+    assert "font-family" not in drawn and "DejaVu" not in drawn, "and so are the fonts"
     assert {f"--series-{index}" for index in range(1, 6)} <= set(re.findall(r"var\((--[\w-]+)\)", drawn))
 
 
