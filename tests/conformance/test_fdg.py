@@ -240,7 +240,7 @@ P = draw((1, 2, 16, 16))
         (lambda: guide(FDG(), uncond=P["uncond"][0, 0], cond=P["cond"][0, 0]), r"uncond: expected \[B, ..., H, W\]"),
         (
             lambda: guide(FDG(), uncond=P["uncond"], cond=P["cond"][..., :8]),
-            "cond: expected the shape, dtype and device",
+            r"cond: expected the shape of uncond, \[1, 2, 16, 16\]",
         ),
         (lambda: guide(FDG(), uncond=P["uncond"].long(), cond=P["cond"]), "uncond: expected a float32"),
         (lambda: guide(FDG(), params={"scale_3": 1.0}, **P), "params: FDG has no parameter 'scale_3'"),
