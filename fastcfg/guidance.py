@@ -130,15 +130,16 @@ def guide(
             and u.device == c.device
             and u.layout is c.layout is torch.strided
             and u.dim() > 1
-            and out is None
+            and (out is None or fk.writable(out, (u, c)))
             and scale_map is None
             and "FASTCFG_BACKEND" not in os.environ
         ):
-            return torch.lerp(u, c, lerp.weight)
+            return torch.lerp(u, c, lerp.weight, out=out)
     plain = scale_map is None and mask is None and shards is None
-    usual = plain and params is None and backend is None and out is None
+    usual = plain and params is None and backend is None
     if rule.plain and usual and numerics == "fp32" and len(predictions) == len(names := rule.lowered.predictions):
-        guided = fk.guide_at_once(rule.lowered.program, [predictions.get(n) for n in names], rule.numbers or ())
+        program, given = rule.lowered.program, [predictions.get(n) for n in names]
+        guided = fk.guide_at_once(program, given, rule.numbers or (), out)
         if guided is not None:
             return guided
     if rule.prepares:
@@ -229,6 +230,10 @@ def _prepared(
     if rule.lowered.domain is not None:
         raise ValueError(f"rule: {type(rule).__name__} makes tensors of the predictions, and has no domain of its own")
     first = predictions[names[0]]
+    if (
+        backend is not None
+    ):  # What prepares everything itself leaves nothing to a backend, which is named rightly still.
+        fk.choose_backend(rule.program, first.device, backend)
     made, left = rule.prepare(predictions, params)
     values = parameter_values(rule, left, first, check)
     inputs = [made[n] if n in made else predictions[n] for n in rule.lowered.predictions]

@@ -8,7 +8,7 @@ from .backends import Backend, choose_backend
 from .checks import check_param
 from .generated import function_from_source
 from .gpu.launch_plan import LaunchPlan, plan_launch
-from .guide import Target, guide, guide_at_once, guide_checked, guide_outputs
+from .guide import Target, guide, guide_at_once, guide_checked, guide_outputs, writable
 from .host import lerp_weight
 from .program import Figures, Program, Stage, compile_program
 from .shadow import shadow
@@ -32,4 +32,5 @@ __all__ = [
     "math",
     "plan_launch",
     "shadow",
+    "writable",
 ]

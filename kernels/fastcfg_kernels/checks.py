@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from .program import Program
 from .tiles import accumulator
@@ -21,7 +23,8 @@ __all__ = [
     "check_param",
     "check_tensors",
     "elementwise_inputs",
-    "requires_grad",
+    "followed",
+    "transformed",
 ]
 
 FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
@@ -134,9 +137,16 @@ def check_extras(program: Program, first: Tensor, extras: Sequence[Tensor]) -> N
             )
 
 
-def requires_grad(inputs: Sequence[Tensor], values: Sequence[Any]) -> bool:
-    """Whether a gradient is asked for."""
-    for tensor in inputs:
-        if tensor.requires_grad:
-            return True
-    return any(isinstance(v, Tensor) and v.requires_grad for v in values)
+def followed(inputs: Sequence[Tensor], values: Sequence[Any]) -> bool:
+    """Whether a call has to be torch's own operations: for a gradient or a transform."""
+    if transformed():
+        return True
+    if not torch.is_grad_enabled():
+        return False
+    return any([t.requires_grad for t in inputs]) or any(isinstance(v, Tensor) and v.requires_grad for v in values)
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (vmap, jvp) or forward-mode differentiation is on: both follow torch's own
+    operations only, and a tensor of vmap has no memory to read."""
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0

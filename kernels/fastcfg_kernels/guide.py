@@ -19,7 +19,8 @@ from .checks import (
     check_param,
     check_tensors,
     elementwise_inputs,
-    requires_grad,
+    followed,
+    transformed,
 )
 from .cpp.backend import guide_contiguous, guide_cpp
 from .gpu.launch_plan import Strategy
@@ -29,7 +30,7 @@ from .paths import collide, run, run_triton
 from .program import Program
 from .tiles import accumulator
 
-__all__ = ["Target", "guide", "guide_at_once", "guide_checked", "guide_outputs"]
+__all__ = ["Target", "guide", "guide_at_once", "guide_checked", "guide_outputs", "writable"]
 
 Target = tuple[int, torch.dtype | Tensor]
 """A result of a program by number, and the tensor that it is written to or the dtype of a new one."""
@@ -103,34 +104,55 @@ def guide_outputs(
     return guide_checked(predictions, program, values, extras=extras, out=out, backend=backend, strategy=strategy)
 
 
-def guide_at_once(program: Program, predictions: Sequence[Any], values: Sequence[float]) -> Tensor | None:
+def guide_at_once(
+    program: Program, predictions: Sequence[Any], values: Sequence[float], out: Tensor | None = None
+) -> Tensor | None:
     """The default path of the commonest call on a CPU, whose time is its own overhead; None where it is another call.
 
-    That is: contiguous tensors of one kind, numbers for all parameters, one result, no gradient and no trace.
+    That is: contiguous tensors of one kind, numbers for all parameters, one result (new, or in ``out``, which may be
+    one of the predictions), no gradient and no trace.
     """
-    if torch.compiler.is_compiling() or shadow.on() or program.is_lerp or not native(program):
+    if torch.compiler.is_compiling() or transformed() or shadow.on() or program.is_lerp or not native(program):
         return None
     first = predictions[0]
     if type(first) is not Tensor or not first.is_cpu or first.dtype not in FLOATS or first.dim() < 2:
         return None
-    shape, dtype = first.shape, first.dtype
-    for tensor in predictions:
+    if not first.numel() or not (_alike(predictions) if out is None else writable(out, predictions)):
+        return None
+    try:
+        return guide_contiguous(program, predictions, values, out)
+    except RuntimeError:  # The long way meets it again, and tells.
+        return None
+
+
+def _alike(tensors: Sequence[Any]) -> bool:
+    """Whether values are contiguous tensors of the first one's kind, which need no gradient."""
+    first, grad = tensors[0], torch.is_grad_enabled()
+    shape, dtype, device = first.shape, first.dtype, first.device
+    for tensor in tensors:
         if (
             type(tensor) is not Tensor
             or tensor.shape != shape
             or tensor.dtype is not dtype
             or not tensor.is_contiguous()
-            or not tensor.is_cpu
+            or tensor.device != device
             or tensor.is_neg()
-            or (tensor.requires_grad and torch.is_grad_enabled())
+            or (tensor.requires_grad and grad)
         ):
-            return None
-    if not first.numel():
-        return None
-    try:
-        return guide_contiguous(program, predictions, values)
-    except RuntimeError:  # The long way meets it again, and tells.
-        return None
+            return False
+    return True
+
+
+def writable(out: Tensor, predictions: Sequence[Any]) -> bool:
+    """Whether a result may be written into ``out`` element by element, told in less time than a small call takes.
+
+    It may where all are contiguous and of one kind, no gradient is taken, nothing is traced, and ``out`` is one of the
+    predictions or shares no memory with any. Where this is False, :func:`guide` says what is wrong or finds a way.
+    """
+    if torch.compiler.is_compiling() or transformed() or not _alike((*predictions, out)):
+        return False
+    size, start = out.nbytes, out.data_ptr()
+    return all([(away := abs(p.data_ptr() - start)) == 0 or away >= size for p in predictions])
 
 
 def guide_checked(
@@ -202,8 +224,8 @@ def guide_checked(
         return _guide_groups(
             program, inputs, elementwise, values, targets, Groups(first.shape, dims), backend, strategy, figures
         )
-    differentiable = torch.is_grad_enabled() and requires_grad([*inputs, *elementwise], values)
-    if merge is not None or torch.compiler.is_compiling() or differentiable:
+    as_torch = followed([*inputs, *elementwise], values)
+    if merge is not None or torch.compiler.is_compiling() or as_torch:
         rows = [t.flatten(1) for t in (*inputs, *elementwise)]
         shaped = [r.view(first.shape) for r in functional.guide_rows(program, rows, values, merge, figures)]
         return [shaped[k].to(t) if isinstance(t, torch.dtype) else t.copy_(shaped[k]) for k, t in targets]
@@ -282,8 +304,8 @@ def _guide_groups(
     if groups.whole:
         values = [groups.values(v) for v in values]
     traced = torch.compiler.is_compiling()
-    differentiable = torch.is_grad_enabled() and requires_grad([*inputs, *elementwise], values)
-    if not traced and not differentiable and choose_backend(program, first.device, backend) == "triton":
+    as_torch = followed([*inputs, *elementwise], values)
+    if not traced and not as_torch and choose_backend(program, first.device, backend) == "triton":
         results = [k for k, _ in targets]
         made = [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
         every = [*inputs, *elementwise]

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from .figure_source import figure_functions, write_figures
@@ -178,7 +178,8 @@ def _build(
     return function_from_source("weigh", source, scope)
 
 
-@cache
+# Bounded, for names and formulas may come with each request of a server.
+@lru_cache(maxsize=512)
 def compile_program(
     predictions: tuple[str, ...],
     stages: tuple[Stage, ...],

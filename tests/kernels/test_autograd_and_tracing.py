@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conformance.cases import BY_NAME, Case, draw, run
+from torch.autograd import forward_ad
 
 import fastcfg
 from fastcfg import CFG, Clamp, PerpNeg, Rescale
@@ -82,3 +83,28 @@ def test_fullgraph_compile_by_inductor() -> None:
     tensors = draw(("uncond", "cond"), (2, 4, 9, 8), torch.bfloat16)
     got = torch.compile(lambda u, c: fastcfg.guide(rule, uncond=u, cond=c), fullgraph=True)(*tensors.values())
     torch.testing.assert_close(got, fastcfg.guide(rule, **tensors), rtol=2**-8, atol=2**-8)
+
+
+def rescaled(u: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    return fastcfg.guide(CFG(3.0, rescale=0.7), uncond=u, cond=c)
+
+
+def test_vmap_is_the_loop() -> None:
+    u, c = draw(("uncond", "cond"), (3, 2, 40), torch.float64).values()
+    expected = torch.stack([rescaled(a, b) for a, b in zip(u, c, strict=True)])
+    torch.testing.assert_close(torch.func.vmap(rescaled)(u, c), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_forward_mode_is_reverse_mode() -> None:
+    u, c = draw(("uncond", "cond"), (2, 40), torch.float64).values()
+    du, dc = draw(("uncond", "cond"), (2, 40), torch.float64, seed=1).values()
+    weights = torch.randn(2, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    inputs = [u.clone().requires_grad_(), c.clone().requires_grad_()]
+    (rescaled(*inputs) * weights).sum().backward()
+    expected = sum((t.grad * d).sum() for t, d in zip(inputs, (du, dc), strict=True))
+    value, slope = torch.func.jvp(rescaled, (u, c), (du, dc))
+    torch.testing.assert_close(value, rescaled(u, c), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close((slope * weights).sum(), expected, rtol=1e-10, atol=1e-10)
+    with forward_ad.dual_level():
+        dual = rescaled(forward_ad.make_dual(u, du), forward_ad.make_dual(c, dc))
+        assert torch.equal(forward_ad.unpack_dual(dual).tangent, slope)

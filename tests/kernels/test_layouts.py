@@ -17,7 +17,7 @@ RULES = {
 }
 SHAPES = [(3, 7), (2, 5, 6), (2, 4, 9, 8), (2, 3, 2, 5, 6)]
 # A small path, the torch path beyond it, and the interpreter.
-by_backend = pytest.mark.parametrize("backend", ["auto", "torch", "triton"])
+by_backend = pytest.mark.parametrize("backend", [None, "auto", "torch", "triton"], ids=str)
 by_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 
 
@@ -71,7 +71,7 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @by_backend
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @by_rule
-def test_dimensions_agree(rule: Rule, shape: tuple[int, ...], backend: str) -> None:
+def test_dimensions_agree(rule: Rule, shape: tuple[int, ...], backend: str | None) -> None:
     tensors = draw(rule, shape)
     flat = fastcfg.guide(rule, backend=backend, **{n: t.flatten(1) for n, t in tensors.items()})
     actual = fastcfg.guide(rule, backend=backend, **tensors)
@@ -82,7 +82,7 @@ def test_dimensions_agree(rule: Rule, shape: tuple[int, ...], backend: str) -> N
 @by_backend
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 @by_rule
-def test_layouts_agree_with_contiguous(rule: Rule, layout: Callable, backend: str) -> None:
+def test_layouts_agree_with_contiguous(rule: Rule, layout: Callable, backend: str | None) -> None:
     for shape in (*SHAPES[1:], (2, 3, 91, 90)):
         if backend == "triton" and shape[-1] == 90:
             continue
@@ -99,7 +99,7 @@ def test_layouts_agree_with_contiguous(rule: Rule, layout: Callable, backend: st
 
 @by_backend
 @by_rule
-def test_a_slice_has_the_bits_of_its_copy_and_leaves_its_neighbours(rule: Rule, backend: str) -> None:
+def test_a_slice_has_the_bits_of_its_copy_and_leaves_its_neighbours(rule: Rule, backend: str | None) -> None:
     tensors = draw(rule, (2, 4, 9, 8))
     expected = fastcfg.guide(rule, backend=backend, **tensors)
     assert torch.equal(fastcfg.guide(rule, backend=backend, **{n: inside(t) for n, t in tensors.items()}), expected)
@@ -112,7 +112,7 @@ def test_a_slice_has_the_bits_of_its_copy_and_leaves_its_neighbours(rule: Rule, 
 @by_backend
 @by_rule
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_out_may_be_any_input(rule: Rule, backend: str, dtype: torch.dtype) -> None:
+def test_out_may_be_any_input(rule: Rule, backend: str | None, dtype: torch.dtype) -> None:
     for shape in ((2, 4, 9, 8), (2, 3, 91, 90)):
         if backend == "triton" and shape[-1] == 90:
             continue
@@ -134,7 +134,7 @@ def test_out_may_be_any_input(rule: Rule, backend: str, dtype: torch.dtype) -> N
 
 @by_backend
 @by_rule
-def test_out_may_overlap_an_input(rule: Rule, backend: str) -> None:
+def test_out_may_overlap_an_input(rule: Rule, backend: str | None) -> None:
     """In one storage, or in memory that NumPy lent to two."""
     tensors = draw(rule, (2, 3000))
     expected = fastcfg.guide(rule, backend=backend, **tensors)
@@ -153,7 +153,7 @@ def test_out_may_overlap_an_input(rule: Rule, backend: str) -> None:
 
 @by_backend
 @by_rule
-def test_one_batch_tensor_in_any_order(rule: Rule, backend: str) -> None:
+def test_one_batch_tensor_in_any_order(rule: Rule, backend: str | None) -> None:
     tensors = draw(rule, (2, 4, 9, 8))
     expected = fastcfg.guide(rule, backend=backend, **tensors)
     batch = torch.cat([tensors[n] for n in rule.conditions])
@@ -168,7 +168,7 @@ def test_one_batch_tensor_in_any_order(rule: Rule, backend: str) -> None:
 
 @by_backend
 @by_rule
-def test_expanded_predictions(rule: Rule, backend: str) -> None:
+def test_expanded_predictions(rule: Rule, backend: str | None) -> None:
     tensors = draw(rule, (3, 4, 9, 8))
     first, *others = tensors
     tensors[first] = tensors[first][:1].expand(3, -1, -1, -1)
@@ -179,7 +179,7 @@ def test_expanded_predictions(rule: Rule, backend: str) -> None:
 
 @by_backend
 @by_rule
-def test_nothing_in_nothing_out(rule: Rule, backend: str) -> None:
+def test_nothing_in_nothing_out(rule: Rule, backend: str | None) -> None:
     for shape in ((0, 4, 8), (2, 0, 8)):
         tensors = draw(rule, shape)
         assert fastcfg.guide(rule, backend=backend, **tensors).shape == shape
@@ -189,7 +189,7 @@ def test_nothing_in_nothing_out(rule: Rule, backend: str) -> None:
 
 
 @by_backend
-def test_one_prediction(backend: str) -> None:
+def test_one_prediction(backend: str | None) -> None:
     x = torch.randn(2, 4, 9, 8)
     rule = fastcfg.Linear((("cond", 0.5),))
     assert torch.equal(fastcfg.guide(rule, cond=x, backend=backend), 0.5 * x)

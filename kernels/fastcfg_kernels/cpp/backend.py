@@ -6,7 +6,7 @@ import ctypes
 import os
 from array import array
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ def _threads(elements: int) -> int:
     return 1 if elements < ONE_THREAD or _forked else torch.get_num_threads()
 
 
-@cache
+@lru_cache(maxsize=512)
 def _function(
     program: Program, inputs: tuple[torch.dtype, ...], targets: tuple[tuple[int, torch.dtype], ...]
 ) -> Callable[..., None]:
@@ -98,14 +98,19 @@ def _numbers(values: tuple[float, ...]) -> array[float]:
     return array("d", values)
 
 
-def guide_contiguous(program: Program, inputs: Sequence[Tensor], values: Sequence[float]) -> Tensor:
-    """:func:`guide_cpp` of contiguous ``[B, ...]`` predictions of a program with one result, as a new tensor.
+def guide_contiguous(
+    program: Program, inputs: Sequence[Tensor], values: Sequence[float], out: Tensor | None = None
+) -> Tensor:
+    """:func:`guide_cpp` of contiguous ``[B, ...]`` predictions of a program with one result.
+
+    Args:
+        out: contiguous, of the inputs' kind and apart from them or one of them. None: a new tensor.
 
     Raises:
         RuntimeError: if the native code can't be built.
     """
     first = inputs[0]
-    out = torch.empty_like(first)
+    out = torch.empty_like(first) if out is None else out
     rows, size = first.shape[0], first.numel()
     function = _function(program, (first.dtype,) * len(inputs), ((0, first.dtype),))
     count = size // rows
