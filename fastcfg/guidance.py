@@ -230,9 +230,7 @@ def _prepared(
     if rule.lowered.domain is not None:
         raise ValueError(f"rule: {type(rule).__name__} makes tensors of the predictions, and has no domain of its own")
     first = predictions[names[0]]
-    if (
-        backend is not None
-    ):  # What prepares everything itself leaves nothing to a backend, which is named rightly still.
+    if backend is not None:  # What prepares everything itself leaves a backend nothing; its name is checked still.
         fk.choose_backend(rule.program, first.device, backend)
     made, left = rule.prepare(predictions, params)
     values = parameter_values(rule, left, first, check)
