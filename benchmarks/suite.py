@@ -126,7 +126,7 @@ def run(names: Sequence[str], plan: Plan, progress: Callable[[str, str], None]) 
             yield Outcome(name, time.perf_counter() - began, why=why, failed=True)
         else:
             seconds = time.perf_counter() - began
-            record = replace(measured.record, more={**measured.record.more, "seconds": round(seconds, 1)})
+            record = replace(measured.record, more={**measured.record.more, "seconds": round(seconds, 3)})
             yield Outcome(name, seconds, replace(measured, record=record))
 
 

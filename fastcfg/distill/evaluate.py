@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..conditions import Conditions
+from ..state import State
 from .rollout import walk
 from .student import Student
 from .task import Task, arguments_of
@@ -168,7 +169,8 @@ def step_time(
     middle = num_steps // 2
     t = torch.full((count,), times[middle], device=noise.device)
     teacher = task.teacher
-    plan = {"step": middle, "num_steps": num_steps, "times": times}
+    # One state for all calls: a rule that remembers then has what it does at any step but the first.
+    plan = {"step": middle, "num_steps": num_steps, "times": times, "state": State()}
     scales = torch.full((count,), scale, device=noise.device)
     calls: tuple[Callable[[], Tensor], ...] = (
         lambda: task.target(noise, t, conditions, scales, **plan),  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fastcfg import CFG, PerpNeg
+from fastcfg import APG, CFG, PerpNeg
 from fastcfg.cli import app
 from fastcfg.demo.judge import Judge
 from fastcfg.distill import DistillConfig, Distiller, Task, command, gap, step_time, student_sample, teacher_sample
@@ -53,6 +53,11 @@ def test_passes_are_counted(tiny_task: Make) -> None:
     task = tiny_task(PerpNeg(4.0, (1.0,)))
     time = step_time(task, Distiller(task, CONFIG).student(), count=2, rounds=2)
     assert time.teacher_passes == 3 and time.batch == 2 and min(time.teacher, time.student) > 0
+
+
+def test_a_teacher_that_remembers_is_timed(tiny_task: Make) -> None:
+    task = tiny_task(APG(4.0, momentum=-0.5, base="cond"))
+    assert step_time(task, Distiller(task, CONFIG).student(), count=2, rounds=1).teacher_passes == 2
 
 
 def test_judging(tiny_task: Make) -> None:
