@@ -270,7 +270,8 @@ def _values(call: _Call, kept: Mapping[str, Tensor], result: Tensor) -> Checked:
     case = call.case
     if not result.numel() or case.bad != "none" or case.numerics != "fp32":
         return Checked()
-    exact = {n: t.double().numpy() for n, t in kept.items()}
+    # Contiguous, for NumPy adds one after the other where the batch lies innermost.
+    exact = {n: np.ascontiguousarray(t.double().numpy()) for n, t in kept.items()}
     expected = _expected(call, exact)
     bound = _bound(call, kept, expected)
     if bound is None or not np.isfinite(expected).all():

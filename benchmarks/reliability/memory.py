@@ -184,8 +184,8 @@ SCENARIOS: dict[str, tuple[Callable[[], Call], float]] = {
     "requests": (_requests, 0.2),
     "rules from JSON": (_json, 0.5),
     "errors": (_errors, 1.0),
-    "new structures": (_structures, 0.1),
-    "rules of one's own": (_own_rules, 0.1),
+    "new structures": (_structures, 0.2),
+    "rules of one's own": (_own_rules, 0.2),
 }
 """What is called, and for which share of the calls."""
 TOTAL = 1.1e5
