@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ..conditions import Condition, Conditions
 from ..denoiser import GuidedDenoiser
+from ..files import tensors_digest
 from ..rules import Rule
 from ..schedules import Schedule
 from ..state import State
@@ -40,11 +40,7 @@ def by_row(arguments: Mapping[str, Any], count: int) -> tuple[dict[str, Tensor],
 
 def fingerprint(network: nn.Module) -> str:
     """SHA-256 of a network's weights: their names, dtypes, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_digest(network.state_dict())
 
 
 @dataclass(frozen=True)
