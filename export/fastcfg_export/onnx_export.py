@@ -20,7 +20,7 @@ from fastcfg.parameterization import Kind
 from .dimensions import check_dims
 from .errors import ExportError
 from .files import move_into_place
-from .metadata import describe, require_onnx
+from .metadata import describe, require_onnx, seal
 from .models import GraphModel, adapt
 from .module import GuidedModule
 from .sample_inputs import draw_inputs, tracing_sizes
@@ -170,8 +170,10 @@ def export_onnx(
         import onnx_ir
 
         onnx_ir.save(translated, folder / path.name, external_data=data.name if data else None)
+        seal(folder / path.name)
         if data:
-            # The graph last: it names the data.
+            # The graph last, for it names the data: at no moment does an old one stand beside new weights.
+            path.unlink(missing_ok=True)
             move_into_place(folder / data.name, data)
         move_into_place(folder / path.name, path)
     total = path.stat().st_size + (data.stat().st_size if data else 0)

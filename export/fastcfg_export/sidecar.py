@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from .signature import Axis, Signature
 
 __all__ = ["FORMAT", "Profile", "Sidecar", "profile_shapes", "sidecar_path"]
 
-FORMAT = 1
+FORMAT = 2
 
 Profile = Mapping[str, Axis]
 """Sizes that a plan is built for, by axis."""
@@ -51,9 +52,10 @@ class Sidecar:
     peak_bytes: int = 0
 
     def write(self, plan: Path) -> Path:
-        """Write ``PLAN.json`` beside the plan, atomically."""
+        """Write ``PLAN.json`` beside the plan, atomically, with a digest of what it says."""
         path = sidecar_path(plan)
-        write_atomically(path, json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2, sort_keys=True))
+        data = {"format": FORMAT, **dataclasses.asdict(self)}
+        write_atomically(path, json.dumps({**data, "sha256": _digest(data)}, indent=2, sort_keys=True))
         return path
 
     @staticmethod
@@ -68,13 +70,16 @@ class Sidecar:
             raise SidecarError(f"plan: {plan} has no {path.name} beside it, so nothing says what it was built from")
         try:
             data = json.loads(path.read_text())
-            if data.pop("format") != FORMAT:
+            if data["format"] != FORMAT:
                 raise ValueError(f"format is not {FORMAT}")
+            if data.pop("sha256") != _digest(data):
+                raise ValueError("it is not what was written, by its SHA-256")
+            del data["format"]
             data["capabilities"] = tuple(data["capabilities"])
             data["profiles"] = tuple({k: Axis(**v) for k, v in profile.items()} for profile in data["profiles"])
             data["signature"] = Signature.from_dict(data["signature"])
             return Sidecar(**data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SidecarError(f"plan: {path.name} is damaged ({type(error).__name__}: {error})") from None
 
     def check_plan(self, plan: Path) -> None:
@@ -111,6 +116,10 @@ class Sidecar:
             else:
                 reasons.append(f"{name.replace('_', ' ')}: built with {_text(old)}, wanted {_text(value)}")
         return reasons
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _text(value: Any) -> str:

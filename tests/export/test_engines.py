@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from fastcfg_export import Built, Engine, SidecarError, build_engine, export_onnx
 from fastcfg_export.sample_inputs import draw_inputs
+from fastcfg_export.sidecar import Sidecar
 from fastcfg_kernels.notices import warn_once
 from torch import Tensor
 
@@ -74,8 +76,8 @@ def test_each_reason_to_build_is_said(plan: Path) -> None:
     assert rebuild(plan)[0].reasons == ("the profiles differ",)
     reasons = rebuild(plan, capabilities=["12.0", "8.9"])[0].reasons
     assert reasons == ("capabilities: built with 8.9, wanted 8.9, 12.0",)
-    sidecar = plan.with_name("toy.plan.json")
-    sidecar.write_text(sidecar.read_text().replace('"runtime_version": "', '"runtime_version": "0.'))
+    sidecar = Sidecar.read(plan)
+    replace(sidecar, runtime_version=f"0.{sidecar.runtime_version}").write(plan)
     assert "runtime version: built with 0." in rebuild(plan, capabilities=["8.9", "12.0"])[0].reasons[0]
     export_onnx(toy(torch.float16), CFG(rescale=0.2), plan.with_suffix(".onnx"), external_data=True)
     reasons = rebuild(plan, capabilities=["8.9", "12.0"])[0].reasons
@@ -97,8 +99,10 @@ def test_damage_is_found(plan: Path) -> None:
     plan.write_bytes(content)
     sidecar.write_text(described[: len(described) // 2])
     refused(r"plan: toy\.plan\.json is damaged")
-    sidecar.write_text(described.replace('"format": 1', '"format": 99'))
-    refused(r"plan: toy\.plan\.json is damaged \(ValueError: format is not 1\)")
+    sidecar.write_text(described.replace('"format": 2', '"format": 99'))
+    refused(r"plan: toy\.plan\.json is damaged \(ValueError: format is not 2\)")
+    sidecar.write_text(described.replace('"low": 1,', '"low": 2,'))
+    refused(r"plan: toy\.plan\.json is damaged \(ValueError: it is not what was written, by its SHA-256\)")
     sidecar.write_text(described.replace('"plan_sha256"', '"plan_hash"'))
     refused(r"plan: toy\.plan\.json is damaged")
     sidecar.unlink()

@@ -87,6 +87,27 @@ def test_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.onnx", "toy.onnx.data"]
     assert hashes(exported.path).keys() == {"toy.onnx", "toy.onnx.data"}
     assert verify(exported.path, exported.module, cases=CASES[:2]).ok
+    weights = exported.data.read_bytes()
+    exported.data.write_bytes(bytes([weights[0] ^ 1]) + weights[1:])
+    with pytest.raises(ValueError, match=r"path: .*toy\.onnx or its weights are damaged"):
+        read_signature(exported.path)
+    exported.data.unlink()
+    with pytest.raises(ValueError, match=r"path: .*toy\.onnx: its weights cannot be read .*toy\.onnx\.data"):
+        read_signature(exported.path)
+
+
+def test_a_changed_graph_is_told_from_the_one_that_was_written(exported: Exported, tmp_path: Path) -> None:
+    model = onnx.load(exported.path)
+    weight = next(t for t in model.graph.initializer if "conv" in t.name and len(t.dims) == 4)
+    weight.raw_data = bytes([weight.raw_data[0] ^ 1]) + weight.raw_data[1:]
+    onnx.save(model, tmp_path / "toy.onnx")
+    with pytest.raises(ValueError, match=r"or a tool changed them: .* take fastcfg\.sha256 out of its metadata"):
+        read_signature(tmp_path / "toy.onnx")
+    kept = [entry for entry in model.metadata_props if entry.key != "fastcfg.sha256"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    onnx.save(model, tmp_path / "toy.onnx")
+    assert read_signature(tmp_path / "toy.onnx") == exported.signature
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
