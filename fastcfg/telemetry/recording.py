@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import fastcfg_kernels as fk
 import torch
+from fastcfg_kernels.tiles import figure_dtype
 from torch import Tensor
 
 from .recorder import Mark, Sums, Telemetry
@@ -46,7 +47,7 @@ class Recording:
         groups = first.shape[0]
         if dims is not None:
             groups = first.numel() // math.prod([first.shape[d] for d in dims]) if dims else 1
-        return torch.empty(groups, len(program.told), dtype=torch.float64, device=first.device)
+        return torch.empty(groups, len(program.told), dtype=figure_dtype(first.device), device=first.device)
 
     def keep(self, program: fk.Program, figures: Tensor, batch: int) -> None:
         """Put a call's figures into the ring, for a batch of so many samples."""

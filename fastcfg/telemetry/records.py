@@ -23,7 +23,8 @@ class Records:
     """Columns of equal length, the oldest record first.
 
     Attributes:
-        figures: by the names in :data:`FIGURES`, in float64; NaN where a rule has no such figure.
+        figures: by the names in :data:`FIGURES`, from a CPU in float64 and from a GPU in float32; NaN where a rule has
+            no such figure.
         call: number of the recorded call; step: of the sampler; sample: row of the batch; group: the frame, where
             frames are guided each by itself. -1 stands for what is not known (the call in a CUDA graph, say).
         ids: of the requests, or None.

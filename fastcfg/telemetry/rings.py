@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from fastcfg_kernels.tiles import figure_dtype
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -92,7 +93,7 @@ class Ring:
     def __init__(self, device: torch.device, capacity: int) -> None:
         self.device, self.capacity = device, capacity
         self.asynchronous = device.type == "cuda"  # A reader may meet a write half done.
-        self.figures = torch.zeros(capacity, len(FIGURES), dtype=torch.float64, device=device)
+        self.figures = torch.zeros(capacity, len(FIGURES), dtype=figure_dtype(device), device=device)
         self.marks = torch.zeros(capacity, MARKS, dtype=torch.int64, device=device)
         self.position = torch.zeros((), dtype=torch.int64, device=device)
         self.widest = 0
@@ -185,7 +186,7 @@ class Ring:
         return placed[0].first if placed else self.total
 
     def _records(
-        self, begin: int, figures: NDArray[np.float64], marks: NDArray[np.int64], placed: Sequence[Placed]
+        self, begin: int, figures: NDArray[np.floating[Any]], marks: NDArray[np.int64], placed: Sequence[Placed]
     ) -> Records:
         size = len(figures)
         found = Records.empty(size)
@@ -241,7 +242,7 @@ class GraphRing(Ring):
         return 0
 
     def _records(
-        self, begin: int, figures: NDArray[np.float64], marks: NDArray[np.int64], placed: Sequence[Placed]
+        self, begin: int, figures: NDArray[np.floating[Any]], marks: NDArray[np.int64], placed: Sequence[Placed]
     ) -> Records:
         found = Records.empty(len(figures))
         found.step[:] = marks[:, 0]

@@ -80,7 +80,7 @@ def guide_rows(
             mask where the program has them; a row is a sample.
         params: numbers, 0-dim or ``[...]`` tensors, in the order of ``program.params``.
         merge: where the rows given are a part of the rows that the sums run over.
-        figures: ``[..., F]`` float64, where a program that has figures writes them.
+        figures: ``[..., F]``, where a program that has figures writes them.
 
     Returns:
         The program's results ``[..., N]`` in the accumulator's dtype.

@@ -28,7 +28,7 @@ from .groups import Groups
 from .host import lerp_weight
 from .paths import collide, run, run_triton
 from .program import Program
-from .tiles import accumulator
+from .tiles import accumulator, figure_dtype
 
 __all__ = ["Target", "guide", "guide_at_once", "guide_checked", "guide_outputs", "writable"]
 
@@ -182,8 +182,9 @@ def guide_checked(
             tensor, batch and all.
         merge: where the tensors are a part of the samples that the sums run over, on torch operations then: makes the
             sums of the whole samples of theirs.
-        figures: for a program with figures, what they are written to: contiguous ``[G, F]`` float64 on the
-            predictions' device, G being the number of groups that sums run over. A call without elements writes none.
+        figures: for a program with figures, what they are written to: contiguous ``[G, F]`` on the predictions' device,
+            G being the number of groups that sums run over, float64 on a CPU and float32 elsewhere. A call without
+            elements writes none.
 
     Returns:
         A tensor for each target.
@@ -257,11 +258,11 @@ def _check_figures(program: Program, figures: Tensor | None, first: Tensor) -> N
     told = len(program.told)
     if figures is None or not told:
         raise ValueError(f"figures: expected {'a tensor' if told else 'none'}, the program has {told}")
-    fits = figures.dim() == 2 and figures.shape[1] == told and figures.dtype == torch.float64
+    fits = figures.dim() == 2 and figures.shape[1] == told and figures.dtype == figure_dtype(first.device)
     if not fits or figures.device != first.device or not figures.is_contiguous():
         raise ValueError(
-            f"figures: expected a contiguous float64 [G, {told}] on {first.device}, got {list(figures.shape)} of "
-            f"{figures.dtype} on {figures.device}"
+            f"figures: expected a contiguous [G, {told}] of {figure_dtype(first.device)} on {first.device}, got "
+            f"{list(figures.shape)} of {figures.dtype} on {figures.device}"
         )
 
 

@@ -147,7 +147,7 @@ def test_a_stage_s_own_figures_come_first_and_take_its_parameters() -> None:
 @pytest.mark.parametrize("shape", [(3, 2), (3, 9), (24,)], ids=str)
 def test_room_for_figures(shape: tuple[int, ...]) -> None:
     program = compile_program(("uncond", "cond"), (Stage(cfg), RESCALE), figures=FIGURES)
-    with pytest.raises(ValueError, match=r"figures: expected a contiguous float64 \[G, 8\] on cpu"):
+    with pytest.raises(ValueError, match=r"figures: expected a contiguous \[G, 8\] of torch.float64 on cpu"):
         fk.guide_checked([U, C], program, [3.0, 0.5], figures=torch.zeros(shape, dtype=torch.float64))
     with pytest.raises(ValueError, match="figures: expected a tensor, the program has 8"):
         fk.guide_checked([U, C], program, [3.0, 0.5])

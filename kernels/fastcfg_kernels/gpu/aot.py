@@ -66,7 +66,7 @@ class Compiled:
         store_bits: width of the widest stores.
         longest_sum: elements that one of the compiler's reductions adds at most: two have one order in every layout.
         barriers: waits of a program's warps for each other.
-        float64: arithmetic instructions on float64.
+        float64: arithmetic on float64 and conversions to or from it, in instructions.
         instructions: of the kernel in all; binary: size of the machine code in bytes.
     """
 
@@ -221,7 +221,7 @@ def _compile(
         "predictions": (number,) * size + (sums,) * (vectors - size + program.scaled) + ("*u8",) * program.masked,
         "outs": (number,) + (sums,) * (program.results - 1),
         "tail": (sums,) * tail,
-        "figures": "*fp64" if program.told else (),
+        "figures": "*fp32" if program.told else (),
         "params": ("fp32",) * len(program.params),
         "workspace": sums,
         "arrivals": "*i32",
@@ -278,7 +278,7 @@ def _compile(
         store_bits=max(code.bits("STG"), default=0),
         longest_sum=longest,
         barriers=code.count("BAR"),
-        float64=code.count(r"D(ADD|MUL|FMA|SETP)"),
+        float64=code.count(r"D(ADD|MUL|FMA|SETP)|F2F\.F64|F2F\.F32\.F64"),
         instructions=len(code.lines),
         binary=len(binary),
     )

@@ -44,7 +44,7 @@ def guide_triton(
         outs: each one of the inputs or apart from them; ``outs[k]`` receives result ``results[k]``.
         dims: dimensions that sums run over; see :func:`~fastcfg_kernels.gpu.layout.group_layout`.
         strategy: force a launch strategy.
-        figures: contiguous ``[G, F]`` float64 for those of a program that has them.
+        figures: contiguous ``[G, F]`` for those of a program that has them.
     """
     end = len(program.predictions) + len(program.extras)
     # What the sums read, and what a step alone does.

@@ -20,10 +20,10 @@ def weigh(means, sums, count, values, WEIGH: tl.constexpr, MEANS: tl.constexpr, 
 
 @triton.jit
 def store_figures(figures, weights, group, live, FIGURES: tl.constexpr, ACC: tl.constexpr):
-    """What the formula says of each group, ``[groups, FIGURES]`` in float64: the last of the weights."""
+    """What the formula says of each group, ``[groups, FIGURES]``: the last of the weights."""
     for k in tl.static_range(FIGURES):
         value = tl.zeros(group.shape, ACC) + weights[len(weights) - FIGURES + k]
-        tl.store(figures + group * FIGURES + k, value.to(tl.float64), mask=live)
+        tl.store(figures + group * FIGURES + k, value.to(figures.dtype.element_ty), mask=live)
 
 
 @triton.jit

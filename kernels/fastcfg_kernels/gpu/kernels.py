@@ -134,7 +134,7 @@ def row_kernel(
             elementwise factor and mask, whose numbers are ``FACTOR`` and ``MASK`` (0 where there is none).
         outs: pointers, each of which may be one of the inputs.
         tail: pointers to what else a step reads.
-        figures: pointer to float64 ``[groups, FIGURES]``, nothing where there are none.
+        figures: pointer to ``[groups, FIGURES]``, nothing where there are none.
         params: numbers or pointers, as ``PARAMS`` says.
         strides, out_strides, tail_strides: for each tensor a stride for each digit of the group, then of the element.
         outer, inner: sizes of a group's and an element's digits after the first.
