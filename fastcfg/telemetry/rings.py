@@ -103,15 +103,17 @@ class Ring:
 
     def write(self, figures: Tensor, write: Write) -> None:
         """Copy figures ``[G, F]`` into the ring; the caller sees to it that writes come one after the other."""
-        size = figures.shape[0]
-        kept = figures[-self.capacity :]
-        start = (self.total + size - kept.shape[0]) % self.capacity
-        head = min(kept.shape[0], self.capacity - start)
-        width = figures.shape[1]
-        self.figures[start : start + head, :width].copy_(kept[:head])
-        if head < kept.shape[0]:
-            self.figures[: kept.shape[0] - head, :width].copy_(kept[head:])
-        self.widest = max(self.widest, kept.shape[0])
+        size, width = figures.shape
+        kept = min(size, self.capacity)
+        start = (self.total + size - kept) % self.capacity
+        head = min(kept, self.capacity - start)
+        if head == size:  # Nearly always: no views of what is whole.
+            self.figures[start : start + size, :width].copy_(figures)
+        else:
+            figures = figures[size - kept :]
+            self.figures[start : start + head, :width].copy_(figures[:head])
+            self.figures[: kept - head, :width].copy_(figures[head:])
+        self.widest = max(self.widest, kept)
         self._placed.append(Placed(self.total, self.total + size, write))
         self.total += size
         if self.asynchronous:
@@ -188,25 +190,43 @@ class Ring:
     def _records(
         self, begin: int, figures: NDArray[np.floating[Any]], marks: NDArray[np.int64], placed: Sequence[Placed]
     ) -> Records:
-        size = len(figures)
-        found = Records.empty(size)
-        ids: list[Hashable | None] = [None] * size
-        for first, end, write in placed:
-            low, high = max(first, begin), min(end, begin + size)
-            if low >= high:
-                continue
-            at = slice(low - begin, high - begin)
-            rows = np.arange(low, high) - first
-            found.call[at] = write.call
-            found.sample[at] = samples = rows // write.groups
-            if write.groups > 1:
-                found.group[at] = rows % write.groups
-            if write.step is not None:
-                found.step[at] = np.broadcast_to(write.step, -(-(end - first) // write.groups))[samples]
-            if write.ids is not None:
-                ids[at] = [write.ids[k] for k in samples.tolist()]
-            for k, name in enumerate(write.names):
+        end = begin + len(figures)
+        found = Records.empty(len(figures))
+        held = [p for p in placed if p.first < end and p.end > begin]
+        if not held:
+            return found
+        ids: list[Hashable | None] = [None] * len(figures)
+        names: dict[Names, int] = {}
+        kinds, starts, groups, calls, steps = [], [], [], [], []
+        for first, _, write in held:
+            kinds.append(names.setdefault(write.names, len(names)))
+            starts.append(first)
+            groups.append(write.groups)
+            calls.append(write.call)
+            steps.append(write.step if isinstance(write.step, int) else -1)
+        # One write's records follow another's: none is missing in between.
+        numbers = np.arange(begin, end)
+        of = np.searchsorted(starts, numbers, side="right") - 1
+        rows, group = numbers - np.array(starts)[of], np.array(groups)[of]
+        found.call[:] = np.array(calls)[of]
+        found.step[:] = np.array(steps)[of]
+        found.sample[:] = rows // group
+        found.group[:] = np.where(group > 1, rows % group, -1)
+        kind = np.array(kinds)[of]
+        for these, number in names.items():
+            at = slice(None) if len(names) == 1 else np.flatnonzero(kind == number)
+            for k, name in enumerate(these):
                 found.figures[name][at] = figures[at, k]
+        for first, last, write in held:
+            each = write.step is not None and not isinstance(write.step, int)
+            if not each and write.ids is None:
+                continue
+            part = slice(max(first - begin, 0), min(last, end) - begin)
+            samples = found.sample[part]
+            if each:
+                found.step[part] = np.broadcast_to(write.step, -(-(last - first) // write.groups))[samples]
+            if write.ids is not None:
+                ids[part] = [write.ids[k] for k in samples.tolist()]
         return replace(found, ids=tuple(ids))
 
 
