@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -61,9 +62,13 @@ def isolated(
         running: Mapping[str, Any] | None = None
         count = "" if most is None else str(most - done)
         command = [sys.executable, "-m", f"{__package__}.child", module, str(left), str(seed), str(done), count]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=ROOT, start_new_session=True
-        ) as child:
+        # A file, for a pipe that nobody reads stops who writes into it.
+        with (
+            tempfile.TemporaryFile() as errors,
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=errors, env=environment(), cwd=ROOT, start_new_session=True
+            ) as child,
+        ):
             for line in _lines(child, patience):
                 if "begin" in line:
                     running = line["begin"]
@@ -81,7 +86,8 @@ def isolated(
             if hung:
                 os.killpg(child.pid, signal.SIGKILL)
             code = child.wait()
-            said = child.stderr.read().decode(errors="replace").strip().splitlines()[-1:] if child.stderr else []
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip().splitlines()[-1:]
         if running is not None or code:
             why = "hangs" if hung else f"died: {signal.Signals(-code).name if code < 0 else f'exit {code}'} {said}"
             failures.append(Failure(name, f"{LOST} {why}", running or {}))

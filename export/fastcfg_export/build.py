@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from fastcfg_kernels.partial import partial_folder
+from fastcfg_kernels.partial import errors_name, partial_folder
 
 from fastcfg.version import __version__
 
@@ -113,7 +113,7 @@ def build_engine(
             onnx, [profile_shapes(signature, p) for p in ranges], capabilities=named, on_step=on_step
         )
     seconds = time.perf_counter() - started
-    with partial_folder(plan) as folder:
+    with errors_name(plan), partial_folder(plan) as folder:
         temporary = folder / plan.name
         temporary.write_bytes(content)
         size = content.nbytes

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcfg.distill.student import ScaledNetwork, Student
+from fastcfg.distill.lora import Lora
+from fastcfg.distill.student import Student
 
 from .signature import BATCH, Axis, dtype_name
 
@@ -120,10 +121,24 @@ def adapt(model: Any) -> GraphModel:
 def _student(student: Student) -> GraphModel:
     """A distilled student: one pass, whose scale is embedded inside."""
     graph = adapt(student.network)
-    if graph.scale is not None:
+    if graph.scale is None:
+        return replace(graph, module=student.module(), scale="scale")
+    if student.lora is None:
         return graph
-    module = ScaledNetwork(student.network, student.family, student.card.convention)
-    return replace(graph, module=module, scale="scale")
+    return replace(graph, module=_Following(graph.module, student.lora, graph.scale))
+
+
+class _Following(torch.nn.Module):
+    """A module with an adapter, whose strength follows the module's guidance scale."""
+
+    def __init__(self, module: torch.nn.Module, lora: Lora, scale: str) -> None:
+        super().__init__()
+        self.module, self.lora, self.scale = module, lora, scale
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module returns."""
+        self.lora.follow(kwargs[self.scale])
+        return self.module(*args, **kwargs)
 
 
 def from_example(

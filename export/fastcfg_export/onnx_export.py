@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastcfg_kernels.partial import partial_folder
+from fastcfg_kernels.partial import errors_name, partial_folder
 from torch.overrides import TorchFunctionMode
 
 import fastcfg
@@ -166,7 +166,7 @@ def export_onnx(
     size = sum(value.const_value.nbytes for value in translated.graph.initializers.values() if value.const_value)
     apart = size > INLINE_BYTES if external_data is None else external_data
     data = path.with_name(path.name + ".data") if apart else None
-    with partial_folder(path) as folder:
+    with errors_name(path), partial_folder(path) as folder:
         import onnx_ir
 
         onnx_ir.save(translated, folder / path.name, external_data=data.name if data else None)

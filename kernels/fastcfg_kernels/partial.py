@@ -15,7 +15,7 @@ try:
 except ImportError:  # On Windows nothing is locked, and so nothing is taken for left behind.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["partial_file", "partial_folder", "write_whole"]
+__all__ = ["errors_name", "partial_file", "partial_folder", "write_whole"]
 
 _SUFFIX = ".partial"
 
@@ -40,14 +40,20 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: naming ``path``, where it can't be written (a full disk, say); what was there is still there.
     """
+    with errors_name(path), partial_file(path) as temporary:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """What can't be written (a full disk, say) is said of ``path``, not of a partial file or of none."""
     try:
-        with partial_file(path) as temporary:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+        yield
     except OSError as error:
         if error.errno is None:
             raise

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from ..notices import warn_once
-from ..partial import partial_folder
+from ..partial import errors_name, partial_folder
 
 __all__ = ["compiler", "load"]
 
@@ -107,7 +107,7 @@ def _kept(folder: Path, name: str) -> Path | None:
 
 
 def _compile(command: str, flags: list[str], source: str, folder: Path, name: str) -> Path:
-    with partial_folder(folder / name) as scratch:
+    with errors_name(folder / name), partial_folder(folder / name) as scratch:
         text, made = scratch / "guide.cpp", scratch / "guide.so"
         text.write_text(source)
         done = subprocess.run([command, *flags, str(text), "-o", str(made)], capture_output=True, text=True)
