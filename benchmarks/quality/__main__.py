@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fastcfg.demo.checkpoint import load_denoiser
-from fastcfg.distill import Student
+from fastcfg.distill import Student, load_student
 from fastcfg.distill.demo import demo_student
 from fastcfg.files import write_atomically
 
@@ -68,6 +68,7 @@ def find(
     strong = STRONG if STRONG in scales else scales[-1]
     return Findings(
         environment=Environment.of("cpu", "prdc", "torchmetrics"),
+        student=student.card,
         settings=settings,
         scales=scales,
         points=found,
@@ -91,6 +92,9 @@ def main(
     keep: Annotated[
         Path | None, typer.Option(help="Keep samples here, and take those that an earlier run of the same code left.")
     ] = None,
+    student: Annotated[
+        Path | None, typer.Option(help="A distilled student's file; default: the one that comes with the package.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Sample the demo's model with every rule, schedule and scale, and judge the samples: ten minutes on one core."""
@@ -103,12 +107,15 @@ def main(
         samples, scales, traced = 40, QUICK, 10
         if output == RESULTS:
             output = Path("outputs/quality")
-    student = demo_student()
-    if student.lora is not None:
-        student.merge()
+    try:
+        distilled = load_student(student, load_denoiser()[0]) if student else demo_student()
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--student") from None
+    if distilled.lora is not None:
+        distilled.merge()
     settings = Settings(samples, steps, min(batch, samples), seed, draws=10 if quick else 50, bf16=precision == "bf16")
     console = Console(stderr=True)
-    found = find(settings, scales, traced, student, console, keep)
+    found = find(settings, scales, traced, distilled, console, keep)
     files: dict[str, str | bytes] = {grid.file: grid.png for grid in found.grids}
     files["quality-curves.png"] = curves_figure(found.points, scales)
     files["quality-geometry.png"] = geometry_figure(found.traces)

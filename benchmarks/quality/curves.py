@@ -90,7 +90,7 @@ CURVES = (
         "the unconditional pass at every third step, its delta kept between.",
         schedule="every 3rd step",
     ),
-    Curve("student of CFG", "CFG", CFG, "the student that comes with the package, one pass a step.", who="student"),
+    Curve("student of CFG", "CFG", CFG, "a student distilled from CFG, one pass a step.", who="student"),
     Curve("digit alone: CFG", "CFG", CFG, "digits without a colour.", asked="digit"),
     Curve(
         "digit alone: perp-neg red",

@@ -20,7 +20,8 @@ from .measure import NUM_SHOWN, Measurement, Shown
 
 __all__ = ["Grid", "Line", "all_grids", "draw"]
 
-CELL, TOP, GAP = 0.5, 0.95, 0.35
+CELL, TITLE, HEAD, FOOT = 0.5, 0.35, 0.7, 0.32
+"""Inches: side of a digit; heights of the title, of what stands above a block, and of the line at the foot."""
 MISREAD = "#d0021b"
 
 
@@ -58,36 +59,38 @@ class Grid:
 
 
 def draw(title: str, blocks: Sequence[tuple[str, Sequence[Line]]], colours: bool) -> bytes:
-    """A PNG of blocks side by side, whose rows have the labels of the first; misread digits are framed.
+    """A PNG of blocks one below the other, which a phone is wide enough for; misread digits are framed.
 
     Args:
         blocks: heading and rows of each; colours: whether columns ask for a colour as well as a digit.
     """
-    rows, wide = len(blocks[0][1]), CELL * NUM_SHOWN
-    margin = 0.35 + 0.08 * max(len(line.label) for line in blocks[0][1])
-    width, height = margin + len(blocks) * (wide + GAP), TOP + CELL * rows + 0.3
+    wide = CELL * NUM_SHOWN
+    margin = 0.35 + 0.08 * max(len(line.label) for _, lines in blocks for line in lines)
+    width = margin + wide + 0.1
+    height = TITLE + sum(HEAD + CELL * len(lines) for _, lines in blocks) + FOOT
     figure = Figure(figsize=(width, height), dpi=130, facecolor="white")
     FigureCanvasAgg(figure)
     figure.text(0.1 / width, 1 - 0.2 / height, title, va="center", fontsize=11, weight="bold")
-    figure.text(0.1 / width, 0.12 / height, "framed: read as another digit", va="center", fontsize=8, color=MISREAD)
-    for place, (heading, lines) in enumerate(blocks):
-        left = (margin + place * (wide + GAP)) / width
-        axes = figure.add_axes((left, 0.3 / height, wide / width, CELL * rows / height))
+    figure.text(0.1 / width, 0.14 / height, "framed: read as another digit", va="center", fontsize=9, color=MISREAD)
+    top = height - TITLE
+    for heading, lines in blocks:
+        rows = len(lines)
+        top -= HEAD + CELL * rows
+        axes = figure.add_axes((margin / width, top / height, wide / width, CELL * rows / height))
         picture = mosaic([line.shown.images for line in lines]).numpy()
         axes.imshow(picture, interpolation="nearest", aspect="auto", extent=(0, NUM_SHOWN, rows, 0))
         axes.set_axis_off()
         for index, line in enumerate(lines):
-            if place == 0:
-                axes.text(-0.2, index + 0.5, line.label, ha="right", va="center", fontsize=9.5)
+            axes.text(-0.2, index + 0.5, line.label, ha="right", va="center", fontsize=10.5)
             for column in line.misread:
                 frame = Rectangle((column + 0.03, index + 0.03), 0.94, 0.94, fill=False, edgecolor=MISREAD, linewidth=2)
                 axes.add_patch(frame)
         for column in range(NUM_SHOWN):
-            axes.text(column + 0.5, -0.35 if colours else -0.12, str(column), ha="center", fontsize=9.5)
+            axes.text(column + 0.5, -0.35 if colours else -0.12, str(column), ha="center", fontsize=10.5)
             if colours:
                 name = COLOUR_NAMES[column % NUM_COLOURS]
-                axes.text(column + 0.5, -0.1, name, ha="center", fontsize=6.5, color="#555555")
-        axes.text(0, -0.85 if colours else -0.6, heading, fontsize=10)
+                axes.text(column + 0.5, -0.1, name, ha="center", fontsize=7, color="#555555")
+        axes.text(0, -0.85 if colours else -0.6, heading, fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -115,7 +118,7 @@ def all_grids(
         Grid(
             title,
             "quality-scales.png",
-            f"{noise}, in six colours; rows are guidance scales, teacher left and student right. "
+            f"{noise}, in six colours; rows are guidance scales, the teacher above and its student below. "
             f"{_told_of(both)} Strokes get thicker and more even as the scale grows. Teacher and student begin from "
             f"the same noise: their pixels, which span 2, differ by {_apart(both[0][1], both[1][1]):.2f} (root mean "
             "square).",
@@ -154,7 +157,7 @@ def all_grids(
         Grid(
             title,
             "quality-perp-neg.png",
-            f"{noise}, without a colour asked for; plain CFG left, perp-neg with red as the negative right. "
+            f"{noise}, without a colour asked for; plain CFG above, perp-neg with red as the negative below. "
             f"{_told_of(blocks)} {_coloured(blocks)} Of all samples of the two, red are {red}.",
             draw(title, blocks, colours=False),
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fastcfg.distill.card import Card, Mode
+
 from ..environment import Environment
 from ..records import markdown_table
-from .curves import CURVES
+from .curves import CURVES, Curve
 from .geometry import Trace
 from .grids import Grid
 from .measure import Point, Settings
@@ -19,6 +21,11 @@ from .reading import TARGET, AtTarget, of_cfg, of_geometry, of_rescale, of_stron
 __all__ = ["Findings"]
 
 STRONG = 7.5
+TRAINED: Mapping[Mode, str] = {
+    "full": "all weights trained",
+    "lora": "an adapter trained, and merged",
+    "embedding": "the scale input alone trained",
+}
 
 
 @dataclass(frozen=True)
@@ -26,11 +33,13 @@ class Findings:
     """Everything that a run found.
 
     Attributes:
+        student: what the student's file says of it.
         exact: points of CFG in float32, the network's products too.
         dynamic: of dynamic thresholding.
     """
 
     environment: Environment
+    student: Card
     settings: Settings
     scales: Sequence[float]
     points: Sequence[Point]
@@ -44,11 +53,18 @@ class Findings:
         """The points of a curve, by scale."""
         return [point for point in self.points if point.curve == curve]
 
+    def _about(self, curve: Curve) -> str:
+        if curve.who == "teacher":
+            return curve.about
+        steps = (self.student.training or {}).get("steps")
+        trained = TRAINED[self.student.mode] + (f", {steps:,} optimiser steps" if steps else "")
+        return f"{curve.about.removesuffix('.')}: {trained}."
+
     def to_json(self) -> str:
         """See the names in :class:`Point` and :class:`Trace`."""
         settings = asdict(self.settings) | {"scales": list(self.scales), "sampler": "DDIM"}
         settings["geometry_prediction"] = "v"
-        settings["curves"] = {curve.name: curve.about for curve in CURVES}
+        settings["curves"] = {curve.name: self._about(curve) for curve in CURVES}
         data = {
             "kind": "quality",
             "environment": asdict(self.environment),
@@ -182,7 +198,7 @@ class Findings:
 
     def _method(self) -> str:
         settings = self.settings
-        rows = [f"- {curve.name}: {curve.about}" for curve in CURVES]
+        rows = [f"- {curve.name}: {self._about(curve)}" for curve in CURVES]
         cfg = {point.scale: point for point in self.of("CFG")}
         control = "; ".join(
             f"at s = {p.scale:g} accuracy {100 * p.accuracy:.1f} and {100 * cfg[p.scale].accuracy:.1f} %, FD "

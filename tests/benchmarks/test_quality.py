@@ -21,6 +21,7 @@ from benchmarks.quality.measure import Measurement, Point, Settings, Shown, shar
 from benchmarks.quality.reading import compare_at_target
 from benchmarks.quality.sampling import Start, ddim, in_precision, sample
 from fastcfg import CFG
+from fastcfg.demo.checkpoint import DENOISER
 from fastcfg.demo.diffusion import noise_scheduler
 from fastcfg.demo.judge import Judge
 from fastcfg.distill.demo import AVOIDED_COLOUR
@@ -319,6 +320,7 @@ def test_command_writes_what_the_report_reads(tmp_path: Path) -> None:
     assert all(set(row) == names for row in data["curves"]) and len(data["curves"]) == 11 * 4 + 2 * 2
     assert {row["who"] for row in data["curves"]} == {"teacher", "student"}
     assert len(data["geometry"]) == 4 * 2
+    assert "an adapter trained, and merged, " in data["settings"]["curves"]["student of CFG"]
     text = (tmp_path / "quality.md").read_text()
     for grid in data["grids"]:
         assert (tmp_path / grid["file"]).read_bytes().startswith(b"\x89PNG") and f"![{grid['alt']}]" in text
@@ -329,3 +331,8 @@ def test_command_writes_what_the_report_reads(tmp_path: Path) -> None:
 def test_command_refuses_another_precision() -> None:
     outcome = CliRunner().invoke(app, ["--precision", "fp8"])
     assert outcome.exit_code == 2 and "expected bf16 or fp32, got 'fp8'" in outcome.output
+
+
+def test_command_refuses_what_is_no_student() -> None:
+    outcome = CliRunner().invoke(app, ["--student", str(DENOISER)])
+    assert outcome.exit_code == 2 and "--student" in outcome.output
