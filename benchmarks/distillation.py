@@ -16,7 +16,18 @@ import typer
 from rich.console import Console
 
 from fastcfg import APG, CFG, InDomain, PerpNeg, Rule
-from fastcfg.distill import DistillConfig, Distiller, Gap, Student, Task, distill, fingerprint, gaps, load_student
+from fastcfg.distill import (
+    DistillConfig,
+    Distiller,
+    Gap,
+    LoraConfig,
+    Student,
+    Task,
+    distill,
+    fingerprint,
+    gaps,
+    load_student,
+)
 from fastcfg.distill.command import SCALES, measure
 from fastcfg.distill.demo import demo_task
 from fastcfg.distill.report import Findings, draw, from_json, to_json, to_markdown
@@ -51,11 +62,14 @@ class Variant:
     judged: bool = False
 
 
+LORA = replace(BASE, mode="lora", learning_rate=5e-3)
 HALF = replace(BASE, steps=BASE.steps // 2)
 VARIANTS: Mapping[str, Variant] = {
     "full": Variant("CFG, all weights, trajectories", CFG(7.5), BASE, judged=True),
-    "lora": Variant(
-        "CFG, LoRA 16, trajectories", CFG(7.5), replace(BASE, mode="lora", learning_rate=5e-3), judged=True
+    "lora": Variant("CFG, LoRA 16, trajectories", CFG(7.5), LORA, judged=True),
+    "lora-64": Variant("CFG, LoRA 64, trajectories", CFG(7.5), replace(LORA, lora=LoraConfig(64)), judged=True),
+    "lora-fixed": Variant(
+        "CFG, LoRA 16 of one strength, trajectories", CFG(7.5), replace(LORA, lora=LoraConfig(16, full_at=None))
     ),
     "perp-neg": Variant("Perp-neg, all weights, trajectories", PerpNeg(7.5, (1.5,)), HALF, judged=True),
     "apg": Variant("APG, all weights, trajectories", APG_IN_X0, HALF),
@@ -63,7 +77,6 @@ VARIANTS: Mapping[str, Variant] = {
     "embedding": Variant(
         "CFG, scale input alone, trajectories", CFG(7.5), replace(BASE, mode="embedding", learning_rate=5e-3)
     ),
-    "full-seed-1": Variant("CFG, all weights, trajectories, seed 1", CFG(7.5), replace(BASE, seed=1)),
     "full-long": Variant(
         "CFG, all weights, trajectories, three times the steps", CFG(7.5), replace(BASE, steps=3 * BASE.steps)
     ),
@@ -198,7 +211,7 @@ def main(
         "findings": {name: to_json(one) for name, one in found.items()},
         "cfg_student_on": {name: [asdict(gap) for gap in found_gaps] for name, found_gaps in others.items()},
     }
-    shown = [(VARIANTS[name].title, pair[1]) for name, pair in students.items() if name in ("full", "lora")]
+    shown = [(VARIANTS[name].title, pair[1]) for name, pair in students.items() if name in ("full", "lora", "lora-64")]
     curves = [(VARIANTS[name].title, one.gaps) for name, one in found.items() if name not in OTHER_TEACHERS]
     written: dict[str, bytes] = {
         ".json": (json.dumps(data, indent=2) + "\n").encode(),

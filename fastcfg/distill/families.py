@@ -55,8 +55,15 @@ class Family:
 
     def feature_layer(self, network: nn.Module) -> nn.Linear:
         """The layer of the scale input that reads the embedding's features."""
+        return self._scale_layers(network)[0]
+
+    def output_layer(self, network: nn.Module) -> nn.Linear:
+        """The layer of the scale input whose output goes into the network."""
+        return self._scale_layers(network)[-1]
+
+    def _scale_layers(self, network: nn.Module) -> list[nn.Linear]:
         module = network.get_submodule(self.scale_module(network))
-        return next(layer for layer in module.modules() if isinstance(layer, nn.Linear))
+        return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
 
     def config(self, network: nn.Module) -> dict[str, Any]:
         """What :meth:`build` makes an equal network from, as JSON-serialisable data."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,18 +25,28 @@ __all__ = ["ScaledNetwork", "Student"]
 class ScaledNetwork(nn.Module):
     """A student as ``forward(x, t, scale, **condition)`` with scales ``[B]``: the form that exporters take.
 
-    The scale's embedding is inside.
+    The scale's embedding is inside, and so is the strength of an adapter that follows the scale.
     """
 
-    def __init__(self, network: nn.Module, family: Family, convention: Convention) -> None:
+    def __init__(self, network: nn.Module, family: Family, convention: Convention, lora: Lora | None = None) -> None:
         super().__init__()
         self.network = network
         self.family = family
         self.convention = convention
+        self.lora = lora
 
-    def forward(self, x: Tensor, t: Tensor, scale: Tensor, **condition: Any) -> Tensor:
-        """The guided prediction ``[B, ...]``."""
-        return self.family.call(self.network, x, t, **condition, **self.convention.arguments(scale, x.dtype))
+    def forward(
+        self, x: Tensor, t: Tensor | float, scale: Tensor, *, computed_in: torch.dtype | None = None, **condition: Any
+    ) -> Tensor:
+        """The guided prediction ``[B, ...]``.
+
+        Args:
+            computed_in: dtype that the network computes in where that is not ``x``'s (autocast).
+        """
+        if self.lora is not None:
+            self.lora.follow(scale)
+        arguments = self.convention.arguments(scale, computed_in or x.dtype)
+        return self.family.call(self.network, x, t, **condition, **arguments)
 
 
 class Student:
@@ -55,16 +66,26 @@ class Student:
     """
 
     def __init__(self, network: nn.Module, card: Card, scale: float | None = None, *, lora: Lora | None = None) -> None:
-        self.network = network
         self.card = card
         self.family = family_of(network)
         self.rule = Rule.from_dict(card.rule)
         self.lora = lora
         self.passes_run = 0
         self.passes_saved = 0
+        self._module = ScaledNetwork(network, self.family, card.convention, lora).eval()
+        self._one = True  # Whether it knows the scale 1: all are trained on it.
         self._scale = min(max(7.5, card.low), card.high)
         if scale is not None:
             self.scale = scale
+
+    @property
+    def network(self) -> nn.Module:
+        """The network with its scale input and adapter; it may be replaced, by its compiled form say."""
+        return self._module.network
+
+    @network.setter
+    def network(self, network: nn.Module) -> None:
+        self._module.network = network
 
     @property
     def scale(self) -> float:
@@ -80,14 +101,14 @@ class Student:
         """The scale that the network takes itself: guiding it by a rule would guide twice."""
         return self._scale
 
-    def _checked(self, value: Any) -> float:
+    def _checked(self, value: Any, depth: int = 3) -> float:
         scale = number("scale", value)
-        if scale != 1.0 and not self.card.low <= scale <= self.card.high:
+        if not (scale == 1.0 and self._one) and not self.card.low <= scale <= self.card.high:
             warnings.warn(
                 f"scale {scale:g} is outside {self.card.low:g} ... {self.card.high:g}, which the student was trained "
                 "on; its prediction is an extrapolation",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=depth,
             )
         return scale
 
@@ -141,8 +162,8 @@ class Student:
             scale = params["scale"]
         self.passes_run += 1
         self.passes_saved += len(self.rule.conditions) - 1
-        arguments = self.card.convention.arguments(self._scales(scale, x), x.dtype)
-        return self.family.call(self.network, x, t, **condition, **arguments)
+        guided: Tensor = self._module(x, t, self._scales(scale, x), **condition)
+        return guided
 
     def _scales(self, scale: float | Tensor | None, x: Tensor) -> Tensor:
         batch = x.shape[0]
@@ -150,23 +171,33 @@ class Student:
             if scale.shape not in ((), (1,), (batch,)) or not scale.is_floating_point():
                 raise ValueError(f"scale: expected a floating tensor [{batch}], got {scale.dtype} {list(scale.shape)}")
             return scale.to(device=x.device, dtype=torch.float32).expand(batch)
-        value = self._scale if scale is None else self._checked(scale)
+        value = self._scale if scale is None else self._checked(scale, depth=4)
         return torch.full((batch,), value, device=x.device)
 
     def module(self) -> ScaledNetwork:
-        """The network with its embedding of the scale, for exporters; merge an adapter first."""
-        return ScaledNetwork(self.network, self.family, self.card.convention).eval()
+        """The network with its embedding of the scale and its adapter, for exporters."""
+        return self._module
 
-    def merge(self) -> None:
-        """Fold the adapter into the weights, so that nothing but the scale input is left of it.
+    def merge(self, scale: float | None = None) -> None:
+        """Fold the adapter into the weights: no products of its own are computed any more.
+
+        Args:
+            scale: where the adapter's strength follows the scale, the one that the student has from now on; default:
+                its :attr:`scale`. Others warn then.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if there is no adapter.
         """
         if self.lora is None:
             raise ValueError("mode: the student has no adapter to merge")
-        self.lora.merge()
-        self.lora = None
+        if self.lora.config.full_at is None:
+            self.lora.merge()
+        else:
+            merged_at = self._scale if scale is None else self._checked(scale)
+            self.lora.merge(merged_at)
+            self.card = replace(self.card, low=merged_at, high=merged_at)
+            self._one, self._scale = False, merged_at
+        self._module.lora = self.lora = None
 
     def unload(self) -> nn.Module:
         """Take adapter and scale input off the teacher's network, which is then what it was, to the bit.

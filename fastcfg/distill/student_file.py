@@ -112,4 +112,6 @@ def attach(
             if lora is not None:
                 lora.unload()
             raise
+        if lora is not None:
+            lora.weigh_scale_input(family.output_layer(network))
     return lora

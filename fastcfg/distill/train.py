@@ -18,7 +18,7 @@ from .config import DistillConfig, Loss
 from .families import copy_network
 from .optimizer import MuonAdamW, matrices
 from .rollout import Batch, Examples, mixed, on_data, trajectories
-from .student import Student
+from .student import ScaledNetwork, Student
 from .student_file import attach
 from .task import Task, draw_scales, fingerprint
 
@@ -91,6 +91,7 @@ class Distiller:
         # no dropout either.
         self.prepared, self._optimizer = self.accelerator.prepare(network, self.optimizer)
         self.prepared.eval()
+        self.scaled = ScaledNetwork(self.prepared, family, config.convention, self.lora)
         self.steps_done = 0
         self.smooth_loss = math.nan
         self._rounds: dict[int, Examples] = {}
@@ -146,9 +147,8 @@ class Distiller:
         """The loss of a forward pass, counted from the start of the run."""
         x, target, t, scale, condition = self._examples(number)
         dtype = {"no": x.dtype, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
-        arguments = self.config.convention.arguments(scale, dtype)
         with self.accelerator.autocast():
-            prediction = self.family.call(self.prepared, x, t, **condition, **arguments)
+            prediction = self.scaled(x, t, scale, computed_in=dtype, **condition)
         return relative_loss(prediction, target, self.config.loss)
 
     def step(self) -> float:

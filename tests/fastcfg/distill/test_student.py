@@ -11,6 +11,7 @@ import torch
 from fastcfg import CFG, GuidedDenoiser
 from fastcfg.distill import DistillConfig, Distiller, LoraConfig, Student, Task, fingerprint, load_student, save_student
 from fastcfg.distill.families import copy_network
+from fastcfg.distill.lora import Lora
 from fastcfg.files import load_tensors, save_tensors
 
 CONFIG = DistillConfig(
@@ -20,8 +21,8 @@ MODES = ("full", "lora", "embedding")
 Make = Callable[..., Task]
 
 
-def trained(task: Task, mode: str, steps: int = 3) -> Student:
-    distiller = Distiller(task, replace(CONFIG, mode=mode))
+def trained(task: Task, mode: str, steps: int = 3, full_at: float | None = 10.0) -> Student:
+    distiller = Distiller(task, replace(CONFIG, mode=mode, lora=replace(CONFIG.lora, full_at=full_at)))
     for _ in range(steps):
         distiller.step()
     return distiller.student()
@@ -150,13 +151,65 @@ def test_unloading_restores_the_teacher_to_the_bit(tiny_task: Make, tmp_path: Pa
     assert not torch.equal(load_student(path, network)(x, 500, scale=5.0, **condition), before)
 
 
-def test_merging_keeps_the_prediction(tiny_task: Make) -> None:
+@pytest.mark.parametrize("form", ["lcm", "flux"])
+def test_an_adapter_follows_the_scale(tiny_task: Make, form: str) -> None:
     task = tiny_task()
-    student = trained(task, "lora")
+    distiller = Distiller(task, replace(CONFIG, mode="lora", convention=replace(CONFIG.convention, form=form)))
+    for _ in range(3):
+        distiller.step()
+    student = distiller.student()
+    x, condition = inputs(task)
+    teacher = task.network(x, 500, **condition)
+    assert torch.equal(student(x, 500, scale=1.0, **condition), teacher), "to the bit"
+    assert not torch.equal(student(x, 500, scale=1.1, **condition), teacher)
+    scales = torch.tensor([1.0, 3.0, 10.0])
+    together = student(x, 500, scale=scales, **condition)
+    for i, scale in enumerate(scales.tolist()):
+        alone = student(x, 500, scale=scale, **condition)
+        assert torch.equal(together[i], alone[i])
+    with pytest.raises(RuntimeError, match="call the student"):
+        distiller.student().network(x, 500, **condition, **student.card.convention.arguments(scales, x.dtype))
+
+
+def test_the_strength_of_an_adapter() -> None:
+    scales = torch.tensor([-8.0, 0.0, 1.0, 2.0, 10.0, 13.25])
+    expected = torch.tensor([-1.0, -1 / 3, 0.0, 1 / 3, 1.0, 7 / 6])
+    torch.testing.assert_close(LoraConfig().strength(scales), expected, rtol=2**-22, atol=0)
+    assert torch.equal(LoraConfig(full_at=None).strength(scales), torch.ones(6))
+    for wrong in (1.0, float("nan"), "10"):
+        with pytest.raises((TypeError, ValueError), match="full_at"):
+            LoraConfig(full_at=wrong)  # type: ignore[arg-type]
+
+
+def test_tokens_and_frames_along_dim_0_have_their_samples_strength() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 3))
+    lora = Lora(network, LoraConfig(rank=2))
+    with torch.no_grad():
+        for parameter in lora.parameters().values():
+            parameter.fill_(1.0)
+    lora.follow(torch.tensor([1.0, 10.0]))
+    tokens = torch.randn(2, 5, 3)
+    assert torch.equal(network(tokens.flatten(0, 1)).view(2, 5, 3), network(tokens))
+    plain = torch.nn.functional.linear(tokens[0], network[0].weight, network[0].bias)  # type: ignore[arg-type]
+    assert torch.equal(network(tokens)[0], plain)
+
+
+@pytest.mark.parametrize("full_at", [None, 10.0])
+def test_merging_keeps_the_prediction(tiny_task: Make, full_at: float | None) -> None:
+    task = tiny_task()
+    student = trained(task, "lora", full_at=full_at)
     x, condition = inputs(task)
     apart = student(x, 500, scale=5.0, **condition)
-    student.merge()
+    student.merge(5.0)
     assert not any("lora" in name for name in student.network.state_dict())
+    assert (student.scale, student.card.low) == ((7.5, 1.0) if full_at is None else (5.0, 5.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        student(x, 500, scale=5.0, **condition)
+        if full_at is not None:
+            for other in (1.0, 7.5):
+                with pytest.raises(UserWarning, match=r"outside 5 \.\.\. 5"):
+                    student(x, 500, scale=other, **condition)
     # Weights rounded once more, by half an ulp each; a dozen layers of up to 144 terms pass it on.
     torch.testing.assert_close(student(x, 500, scale=5.0, **condition), apart, rtol=0, atol=1e-4)
     for call in (student.merge, student.unload):

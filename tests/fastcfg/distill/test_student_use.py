@@ -74,7 +74,7 @@ def test_a_unet_student_is_diffusers_own_model(unet_task: Task, tmp_path: Path, 
         assert torch.equal(
             loaded(noise, 500, encoder_hidden_states=text), student(noise, 500, encoder_hidden_states=text)
         )
-        student.merge()
+        student.merge(5.0)
     student.network.save_pretrained(tmp_path / "unet")  # type: ignore[operator]
     model = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
     assert model.config.time_cond_proj_dim == 32
@@ -96,7 +96,7 @@ def test_a_flux_student_is_diffusers_own_model(flux_task: Task, tmp_path: Path, 
     again = load_student(path, None if mode == "full" else flux_task.network, scale=5.0)
     assert torch.equal(again(noise, 500.0, **condition), student(noise, 500.0, **condition))
     if mode == "lora":
-        student.merge()
+        student.merge(5.0)
     student.network.save_pretrained(tmp_path / "flux")  # type: ignore[operator]
     model = FluxTransformer2DModel.from_pretrained(tmp_path / "flux")
     assert model.config.guidance_embeds
@@ -121,12 +121,13 @@ def test_a_bfloat16_teacher_with_rescale(unet_task: Task) -> None:
     assert student(noise, 500, conditions=conditions).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("mode", ["full", "lora"])
 @pytest.mark.parametrize("form", ["lcm", "flux"])
-def test_onnx_runtime(tiny_task: Make, tmp_path: Path, form: str) -> None:
+def test_onnx_runtime(tiny_task: Make, tmp_path: Path, form: str, mode: str) -> None:
     task = tiny_task()
-    student = trained(task, replace(CONFIG, convention=Convention(form)))  # type: ignore[arg-type]
+    student = trained(task, replace(CONFIG, mode=mode, convention=Convention(form)))  # type: ignore[arg-type]
     path = tmp_path / "student.onnx"
-    export_onnx(student.network, None, path)
+    export_onnx(student, None, path)
     session = OrtSession(path)
     assert set(session.inputs) == {"sample", "timestep", "cond_digit", "cond_colour", "guidance_scale"}
     for count in (1, 3):  # The batch is open.
