@@ -111,8 +111,6 @@ def main(
         distilled = load_student(student, load_denoiser()[0]) if student else demo_student()
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="--student") from None
-    if distilled.lora is not None:
-        distilled.merge()
     settings = Settings(samples, steps, min(batch, samples), seed, draws=10 if quick else 50, bf16=precision == "bf16")
     console = Console(stderr=True)
     found = find(settings, scales, traced, distilled, console, keep)

@@ -23,7 +23,7 @@ __all__ = ["Findings"]
 STRONG = 7.5
 TRAINED: Mapping[Mode, str] = {
     "full": "all weights trained",
-    "lora": "an adapter trained, and merged",
+    "lora": "an adapter trained",
     "embedding": "the scale input alone trained",
 }
 
