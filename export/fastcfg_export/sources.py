@@ -81,20 +81,20 @@ def parse_rule(text: str) -> fastcfg.Rule | None:
     """A rule of ``CFG``, ``{"type": "CFG", "rescale": 0.7}``, or the name of a JSON file; ``none`` is no rule.
 
     Raises:
-        ValueError: naming the rule.
+        FileNotFoundError, ValueError: naming the rule, and the file where it is one.
     """
     if text.lower() == "none":
         return None
-    if text.endswith(".json"):
-        path = Path(text)
-        if not path.is_file():
-            raise FileNotFoundError(f"rule: there is no file {text}")
-        text = path.read_text()
-    data = text.strip()
+    data, where = text.strip(), ""
     try:
+        if text.endswith(".json"):
+            path, where = Path(text), f"{text}: "
+            if not path.is_file():
+                raise FileNotFoundError(f"rule: there is no file {text}")
+            data = path.read_text().strip()
         return fastcfg.Rule.from_json(data) if data.startswith("{") else fastcfg.Rule.from_dict({"type": data})
     except (ValueError, TypeError) as error:
-        raise ValueError(f"rule: {str(error).removeprefix('rule: ')}") from None
+        raise ValueError(f"rule: {where}{str(error).removeprefix('rule: ')}") from None
 
 
 def parse_profile(texts: Sequence[str], axes: dict[str, Axis]) -> dict[str, Axis]:
