@@ -10,7 +10,7 @@ WORKERS ?= 2
 help:
 	@echo "make demo   guide a real diffusion model; pictures and tables in outputs/demo"
 	@echo "make test   the test suite"
-	@echo "make bench  measure this machine against the peers; results in benchmarks/results"
+	@echo "make bench  measure this machine against the peers, in minutes; results and report in outputs/bench"
 	@echo "make bench-compare  measure again, in outputs/bench, and fail if a ratio to a peer fell, twice, beyond the noise"
 	@echo "make check  ruff and mypy"
 	@echo "make docs   the documentation, in outputs/site; a warning is an error"
@@ -35,7 +35,7 @@ bench: $(VENV)/.ready
 	$(BIN)/fastcfg bench
 
 bench-compare: $(VENV)/.ready
-	$(BIN)/fastcfg bench --output outputs/bench
+	$(BIN)/fastcfg bench
 	$(BIN)/fastcfg bench --compare benchmarks/results outputs/bench --repeat
 
 check: $(VENV)/.ready

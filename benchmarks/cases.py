@@ -23,6 +23,7 @@ from .peers import Contestant, Predictions
 __all__ = [
     "DTYPES",
     "MORE_SHAPES",
+    "QUICK",
     "REFERENCE",
     "RULES",
     "SHAPES",
@@ -46,6 +47,8 @@ MORE_SHAPES: tuple[tuple[int, ...], ...] = (
     (1, 16, 33, 90, 160),
     (8, 3, 512, 512),
 )
+QUICK = frozenset([(SHAPES[0], "fp32"), (SHAPES[1], "bf16"), (SHAPES[2], "fp32"), (SHAPES[2], "bf16")])
+"""Of a quick run on a CPU: each shape, each dtype, and both where what fastcfg promises depends on it."""
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -202,13 +205,21 @@ def cases(device: str, *, full: bool = False) -> Iterator[Case]:
     """The cases of a device: float16 on CUDA only, where samplers use it.
 
     Args:
-        full: all shapes.
+        full: all shapes. If not, a CPU, on which compiling the peers alone takes minutes, leaves out dtypes, and of the
+            rules without sums, which are one pass over more or fewer predictions, all but CFG at one shape.
     """
     for contest in RULES:
         for shape in (*SHAPES, *MORE_SHAPES) if full else SHAPES:
             for name in DTYPES:
-                if name != "fp16" or device == "cuda":
+                if name == "fp16" and device != "cuda":
+                    continue
+                if full or device == "cuda" or ((shape, name) in QUICK and (shape == SHAPES[1] or _varies(contest))):
                     yield Case(contest, shape, name)
+
+
+def _varies(contest: Contest) -> bool:
+    """Whether a quick run looks at more than one shape."""
+    return contest.rule.program.reduces or contest.name == "CFG"
 
 
 def contestants(case: Case, *, strategies: bool) -> dict[str, Contestant]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,36 @@ class Record:
         return text.getvalue()
 
     def write(self, folder: Path) -> list[Path]:
-        """JSON, CSV and Markdown into a folder, each of them whole or not at all."""
+        """JSON, CSV and Markdown into a folder, each of them whole or not at all.
+
+        They take the place of an older result of the same from the same machine, whatever its files are called.
+        """
+        for stem in self._older(folder):
+            pictures = (path for kind in ("png", "svg") for path in folder.glob(f"{stem}-*.{kind}"))
+            for path in (*(folder / f"{stem}{suffix}" for suffix in (".json", ".csv", ".md")), *pictures):
+                path.unlink(missing_ok=True)
         written = []
         for suffix, text in ((".json", self.to_json()), (".csv", self.to_csv()), (".md", self.text)):
             written.append(folder / (self.name + suffix))
             write_atomically(written[-1], text)
         return written
+
+    def _older(self, folder: Path) -> Iterator[str]:
+        """Stems of other names with which the same was written."""
+        own = self.to_dict()
+        for path in folder.glob("*.json"):
+            try:
+                data = read(path, (self.kind,))
+            except ValueError:
+                continue
+            if path.stem != self.name and _place(data) == _place(own):
+                yield path.stem
+
+
+def _place(data: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the results that replace each other have in common."""
+    where = data.get("environment") or {}
+    return *(where.get(name) for name in ("device", "hardware", "threads")), data.get("cache", "hot")
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

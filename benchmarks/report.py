@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
 from rich.table import Table
+from rich.text import Text
 
 from .cases import REFERENCE, Case
 from .counting import Work
@@ -36,7 +37,7 @@ class Report:
     @property
     def name(self) -> str:
         """The stem of its files."""
-        return self.environment.name + "-cold" * (self.cache == "cold")
+        return f"{KIND}-{self.environment.name}" + "-cold" * (self.cache == "cold")
 
     def add(
         self,
@@ -121,10 +122,20 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def table(self) -> Table:
-        """The same for a terminal."""
-        table = Table(*HEADER, title=f"{self.environment.label}, {self.cache} cache")
-        for own, peer in self.pairs():
-            table.add_row(*_line(own, peer), style=None if peer.ratio >= 1 else "yellow")
+        """For a terminal: a line for each peer of a rule, a column for each case."""
+        columns = list(dict.fromkeys((row.size, row.dtype, row.metric) for _, row in self.pairs()))
+        lines: dict[tuple[str, str], dict[tuple[str, str, str], float]] = {}
+        for _, peer in self.pairs():
+            lines.setdefault((peer.rule, peer.provider), {})[peer.size, peer.dtype, peer.metric] = peer.ratio
+        several = len({metric for *_, metric in columns}) > 1
+        names = [f"{size}\n{dtype}" + f" {metric}" * several for size, dtype, metric in columns]
+        table = Table("rule", "peer", title=f"{self.environment.label}, {self.cache} cache")
+        for name in names:
+            table.add_column(name, justify="right")
+        for (rule, provider), ratios in lines.items():
+            cells = [_ratio(ratios.get(column)) for column in columns]
+            table.add_row(rule, provider, *cells)
+        table.caption = "The peer's time ÷ fastcfg's; yellow where the peer is faster."
         return table
 
 
@@ -154,6 +165,10 @@ def _line(own: Row, peer: Row) -> tuple[str, ...]:
         both(lambda row: row.share, ".0f", 100),
         both(lambda row: row.error, ".2f"),
     )
+
+
+def _ratio(value: float | None) -> Text:
+    return Text("–" if value is None else f"{value:.2f}", "yellow" if value is not None and value < 1 else "")
 
 
 def _ms(value: float) -> str:

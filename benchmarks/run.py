@@ -23,6 +23,7 @@ from .suite import SECTIONS, Outcome
 __all__ = ["app"]
 
 RESULTS = Path(__file__).parent / "results"
+QUICK = Path("outputs/bench")
 REPORT = "report.html"
 app = typer.Typer(add_completion=False)
 
@@ -35,7 +36,13 @@ def main(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     cold: Annotated[bool, typer.Option("--cold", help="The kernels, with predictions that are in no cache.")] = False,
-    output: Annotated[Path, typer.Option(help="Folder for JSON, CSV, Markdown, plots and the report.")] = RESULTS,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for JSON, CSV, Markdown, plots and the report; default: benchmarks/results for all of a full "
+            f"run, {QUICK} for less."
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's.")] = None,
     rule: Annotated[
         list[str] | None, typer.Option(help="The kernels, of this rule alone; may be given several times.")
@@ -54,7 +61,8 @@ def main(
 ) -> None:
     """Measure kernels, guided steps, samplers, exported graphs and scaling beside the peers, each checked first.
 
-    Contestants take turns in one process. Writes JSON, CSV and Markdown for each section, and one report.html.
+    Contestants take turns in one process. Writes JSON, CSV and Markdown of each section when it is done, and one
+    report.html of all results in the folder; what was not measured stands in it as it is recorded.
     """
     known = [contest.name for contest in RULES]
     if unknown := [name for name in rule or () if name not in known]:
@@ -76,15 +84,26 @@ def main(
         return
     # The kernels alone have options of their own.
     names = section or (["kernels"] if rule or cold else list(SECTIONS))
-    outcomes = []
-    with _progress(len(names)) as progress:
-        for outcome in suite.run([name for name in SECTIONS if name in names], plan, progress):
-            outcomes.append(outcome)
-            _write(outcome, output, console)
+    if output is None:
+        output = QUICK if not full or rule or rounds else RESULTS
+    outcomes: list[Outcome] = []
+    stopped = False
+    try:
+        with _progress(len(names)) as progress:
+            for outcome in suite.run([name for name in SECTIONS if name in names], plan, progress):
+                outcomes.append(outcome)
+                _write(outcome, output, console)
+    except KeyboardInterrupt:
+        stopped = True
     if any(outcome.measured for outcome in outcomes):
         _report(output, console)
     for outcome in outcomes:
         console.print(_line(outcome), highlight=False)
+    if stopped:
+        missing = [name for name in SECTIONS if name in names and name not in {o.section for o in outcomes}]
+        rest = " ".join(f"--section {name}" for name in missing)
+        console.print(f"stopped; what is above is written, and the rest is measured by {rest}", highlight=False)
+        raise typer.Exit(130)
     console.print(f"{sum(o.seconds for o in outcomes):.0f} s in all", highlight=False)
     if any(outcome.failed for outcome in outcomes):
         raise typer.Exit(1)
@@ -135,11 +154,11 @@ def _write(outcome: Outcome, output: Path, console: Console) -> None:
 
 
 def _report(output: Path, console: Console) -> None:
-    """One page of all results in the folder."""
+    """One page of all results in the folder, and of the recorded ones of other kinds."""
     try:
         from .html import write_report
 
-        path = write_report(output, output / REPORT)
+        path = write_report(output, output / REPORT, recorded=RESULTS)
     except (ImportError, ValueError, OSError) as error:
         console.print(f"no report: {error}", highlight=False, markup=False)
         return

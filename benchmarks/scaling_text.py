@@ -9,7 +9,7 @@ from .environment import Environment
 from .fleet_command import to_markdown as fleet_to_markdown
 from .records import markdown_table
 
-__all__ = ["to_markdown"]
+__all__ = ["LAWS", "laws", "to_markdown"]
 
 UNITS = {
     "batch": "sample",
@@ -33,7 +33,7 @@ def to_markdown(data: Mapping[str, Any], environment: Environment) -> str:
         "along the batch, 4×side×side along the pixels, 16×60×104 a frame, 16×128×128 along the conditions. A step is "
         "the demo's network with the rule; along the batch with two passes.",
         "## Laws",
-        _laws(data),
+        markdown_table(LAWS, laws(data)),
     ]
     if data["regimes"]:
         parts += [
@@ -64,7 +64,11 @@ def _time(ms: float) -> str:
     return f"{ms:.3g} ms" if ms >= 1 else f"{1e3 * ms:.3g} µs" if ms >= 1e-3 else f"{1e6 * ms:.3g} ns"
 
 
-def _laws(data: Mapping[str, Any]) -> str:
+LAWS = ("axis", "what", "rule", "dtype", "fixed", "and", "residual", "exponent", "furthest off")
+
+
+def laws(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The laws of cost as lines under :data:`LAWS`."""
     rows = []
     for law in data["fits"]:
         departs = law["departs"]
@@ -76,8 +80,7 @@ def _laws(data: Mapping[str, Any]) -> str:
                 f"{law['exponent']:.2f}", f"× {departs['ratio']:.2f} at {departs['value']}{where}",
             )
         )  # fmt: skip
-    header = ("axis", "what", "rule", "dtype", "fixed", "and", "residual", "exponent", "furthest off")
-    return markdown_table(header, rows)
+    return rows
 
 
 def _regimes(data: Mapping[str, Any]) -> str:

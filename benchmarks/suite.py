@@ -54,12 +54,12 @@ def _export(plan: Plan, progress: Progress) -> Measured:
 
 
 def _scaling(plan: Plan, progress: Progress) -> Measured:
-    from rich.markdown import Markdown
-
-    from . import scaling
+    from . import scaling, scaling_text
+    from .records import terminal_table
 
     record = scaling.record(scaling.measure(full=plan.full, device=plan.device, progress=progress))
-    return Measured(record, [Markdown(record.text)])
+    title = f"{record.environment.label}: laws of cost; the times and a fleet's model are in the files"
+    return Measured(record, [terminal_table(title, scaling_text.LAWS, scaling_text.laws(record.more))])
 
 
 _DIFFUSERS = {"diffusers": "diffusers"}
@@ -126,7 +126,9 @@ def run(names: Sequence[str], plan: Plan, progress: Callable[[str, str], None]) 
             yield Outcome(name, time.perf_counter() - began, why=why, failed=True)
         else:
             seconds = time.perf_counter() - began
-            record = replace(measured.record, more={**measured.record.more, "seconds": round(seconds, 3)})
+            record = replace(
+                measured.record, more={**measured.record.more, "full": plan.full, "seconds": round(seconds, 3)}
+            )
             yield Outcome(name, seconds, replace(measured, record=record))
 
 

@@ -17,7 +17,9 @@ from .tables import tabulate, words
 __all__ = ["write_report"]
 
 
-def write_report(folder: Path, path: Path, compare: tuple[Path, Path] | None = None) -> Path:
+def write_report(
+    folder: Path, path: Path, compare: tuple[Path, Path] | None = None, *, recorded: Path | None = None
+) -> Path:
     """Write a report of all results in a folder: one HTML file that needs no other and no network.
 
     A part without results is left out and named, with the command that makes them; so is a file that can't be read.
@@ -26,6 +28,7 @@ def write_report(folder: Path, path: Path, compare: tuple[Path, Path] | None = N
         folder: holds result files and the pictures that they name.
         path: of the HTML file, written whole or not at all.
         compare: two folders of results, the older first, for a part that says what changed.
+        recorded: another folder, whose results stand in for kinds that ``folder`` has none of.
 
     Returns:
         ``path``.
@@ -34,6 +37,8 @@ def write_report(folder: Path, path: Path, compare: tuple[Path, Path] | None = N
         ValueError: if a folder is none, or the two have nothing in common.
     """
     found = read_folder(folder)
+    if recorded is not None and recorded.is_dir():
+        found = found.with_kinds_of(read_folder(recorded))
     sections = [] if compare is None else [comparison.build(*compare)]
     built, missing = _sections(found)
     sections += built
@@ -51,8 +56,8 @@ def write_report(folder: Path, path: Path, compare: tuple[Path, Path] | None = N
             words("versions", lambda r: _versions(r)),
         ),
         missing,
-        "Made by python -m benchmarks.html from the result files beside it. Every number is computed from them; no row "
-        "is left out for its result.",
+        "Made by fastcfg bench or python -m benchmarks.html from the result files named above. Every number is computed "
+        "from them; no row is left out for its result.",
     )
     write_atomically(path, render(page))
     return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,12 @@ class Folder:
     def of(self, *kinds: str) -> list[Result]:
         """The results of these kinds."""
         return [result for result in self.results if result.kind in kinds]
+
+    def with_kinds_of(self, other: Folder) -> Folder:
+        """The same with another folder's results of the kinds that are missing here."""
+        here = {result.kind for result in self.results}
+        more = tuple(result for result in other.results if result.kind not in here)
+        return replace(self, results=self.results + more)
 
 
 def read_folder(folder: Path) -> Folder:

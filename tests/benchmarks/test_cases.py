@@ -11,7 +11,7 @@ from conformance.oracles import classifier_free as cf
 from conformance.oracles import projection, rescale
 
 from benchmarks import peers
-from benchmarks.cases import DTYPES, REFERENCE, RULES, SHAPES, Case, cases, contestants, draw, exact
+from benchmarks.cases import DTYPES, MORE_SHAPES, QUICK, REFERENCE, RULES, SHAPES, Case, cases, contestants, draw, exact
 from benchmarks.race import check
 
 SMALL = (2, 3, 8, 8)
@@ -124,6 +124,9 @@ def test_the_option_of_the_cooperative_baseline_exists() -> None:
 
 
 def test_cases_of_a_device() -> None:
-    on_cpu, on_cuda = list(cases("cpu")), list(cases("cuda"))
-    assert len(on_cpu) == len(RULES) * len(SHAPES) * 2 and len(on_cuda) == len(RULES) * len(SHAPES) * len(DTYPES)
+    on_cpu, on_cuda, full = list(cases("cpu")), list(cases("cuda")), list(cases("cpu", full=True))
+    assert len(full) == len(RULES) * (len(SHAPES) + len(MORE_SHAPES)) * 2
+    assert len(on_cuda) == len(RULES) * len(SHAPES) * len(DTYPES)
+    assert set(on_cpu) < set(full) and {c.contest for c in on_cpu} == set(RULES), "a quick run has every rule"
+    assert {(c.shape, c.dtype_name) for c in on_cpu} == QUICK and len(on_cpu) < len(full) / 6
     assert len({str(c) for c in on_cuda}) == len(on_cuda) and len({hash(c) for c in on_cuda}) == len(on_cuda)

@@ -34,7 +34,7 @@ def report(*dtypes: str) -> Report:
 def test_files_are_the_same_again(tmp_path: Path) -> None:
     made = report("fp32", "bf16")
     first, again = draw_plots(made, tmp_path / "a"), draw_plots(made, tmp_path / "b")
-    names = [f"cpu-1thread-{p}.{s}" for p in ("roofline", "ratios-fp32", "ratios-bf16") for s in ("svg", "png")]
+    names = [f"kernels-cpu-1thread-{p}.{s}" for p in ("roofline", "ratios-fp32", "ratios-bf16") for s in ("svg", "png")]
     assert [path.name for path in first] == names
     for one, other in zip(first, again, strict=True):
         assert one.read_bytes() == other.read_bytes()

@@ -126,7 +126,8 @@ def test_targets_of_the_larger_shapes() -> None:
 def test_file_names() -> None:
     assert WHERE.name == "cpu-2threads" and replace(WHERE, threads=1).name == "cpu-1thread"
     assert replace(WHERE, device="cuda", hardware="NVIDIA H100 80GB HBM3").name == "nvidia-h100-80gb-hbm3"
-    assert Report(WHERE).name == "cpu-2threads" and Report(WHERE, cache="cold").name == "cpu-2threads-cold"
+    assert Report(WHERE).name == "kernels-cpu-2threads"
+    assert Report(WHERE, cache="cold").name == "kernels-cpu-2threads-cold"
 
 
 @pytest.fixture
@@ -148,15 +149,15 @@ def test_tiny_run(tiny: list[Case], tmp_path: Path) -> None:
         run.app, ["--section", "kernels", "--output", str(tmp_path), "--rounds", "2", "--threads", "1"]
     )
     assert result.exit_code == 0, result.output
-    data = json.loads((tmp_path / "cpu-1thread.json").read_text())
+    data = json.loads((tmp_path / "kernels-cpu-1thread.json").read_text())
     assert {row["provider"] for row in data["rows"]} >= {"fastcfg", "eager"} and not data["left_out"]
     assert all(row["p20"] <= row["p50"] <= row["p80"] and row["rounds"] == 2 for row in data["rows"])
-    assert "CFG + rescale 0.7" in (tmp_path / "cpu-1thread.md").read_text()
+    assert "CFG + rescale 0.7" in (tmp_path / "kernels-cpu-1thread.md").read_text()
     own, *others = data["rows"]
     assert own["launches"] == 1 and own["moved"] == 5 * 4 * 8 * 8 * 4 and own["share"] > 0
     assert all(row["launches"] > 5 and row["moved"] > own["moved"] for row in others)
     suffixes = ["csv", "json", "md", *(f"{p}.{s}" for p in ("ratios-fp32", "roofline") for s in ("png", "svg"))]
-    written = {f"cpu-1thread{'-' if '.' in s else '.'}{s}" for s in suffixes} | {"report.html"}
+    written = {f"kernels-cpu-1thread{'-' if '.' in s else '.'}{s}" for s in suffixes} | {"report.html"}
     assert {p.name for p in tmp_path.iterdir()} == written
     assert data["seconds"] > 0 and "kernels (guidance alone, every rule)" in result.output
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,42 @@ def test_a_result_and_its_files(sections: list[Plan], tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text("{")
     with pytest.raises(ValueError, match=r"half\.json is not a result file"):
         read(tmp_path / "half.json", ("good",))
+
+
+def test_an_older_result_of_the_same_is_replaced(tmp_path: Path) -> None:
+    old = record("good")
+    elsewhere = replace(old, environment=replace(old.environment, threads=old.environment.threads + 1), name="there")
+    for each in (replace(old, name="once"), elsewhere, replace(old, kind="other", name="other")):
+        each.write(tmp_path)
+    (tmp_path / "once-plot.png").touch()
+    (tmp_path / "broken.json").write_text("{")
+    old.write(tmp_path)
+    assert {path.stem for path in tmp_path.iterdir()} == {"good", "there", "other", "broken"}
+
+
+def test_a_stopped_run_keeps_what_is_done(
+    sections: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(run.SECTIONS, "bad", replace(run.SECTIONS["bad"], measure=stop))  # type: ignore[arg-type]
+    found = call("--output", str(tmp_path))
+    assert found.exit_code == 130 and "--section bad" in found.output and "--section good" not in found.output
+    assert (tmp_path / "good.json").exists() and (tmp_path / "report.html").exists()
+
+
+def test_recorded_results_are_replaced_by_all_of_a_full_run_alone(
+    sections: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "recorded")
+    for arguments in ((), ("--full", "--rounds", "2"), ("--full", "--rule", "CFG", "--section", "good")):
+        call(*arguments)
+        assert (tmp_path / "outputs/bench/good.json").exists() and not run.RESULTS.exists()
+        shutil.rmtree(tmp_path / "outputs")
+    call("--full", "--section", "good")
+    assert json.loads((run.RESULTS / "good.json").read_text())["full"] is True
 
 
 def test_cases_are_measured_again_with_more_rounds(sections: list[Plan]) -> None:

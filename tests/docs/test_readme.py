@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,8 +89,20 @@ def test_markers() -> None:
         readme.with_blocks(text, {"y": ""})
 
 
+def test_the_recorded_kernels_are_found(tmp_path: Path) -> None:
+    for name, threads, cache in (("a", 1, "hot"), ("b", 2, "hot"), ("c", 4, "cold")):
+        where = {"device": "cpu", "threads": threads}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"kind": "kernels", "environment": where, "cache": cache}))
+    (tmp_path / "other.json").write_text('{"kind": "quality"}')
+    assert readme.kernels_of(tmp_path)["environment"]["threads"] == 2
+    (tmp_path / "a.json").unlink()
+    (tmp_path / "b.json").unlink()
+    with pytest.raises(ValueError, match="kind kernels"):
+        readme.kernels_of(tmp_path)
+
+
 def test_every_pair_that_loses_in_the_recorded_results_is_in_the_readme() -> None:
-    results = json.loads(readme.RECORDED.read_text())
+    results = readme.kernels_of(readme.RECORDED)
     text = (readme.ROOT / "README.md").read_text()
     for row in results["rows"]:
         if tuple(row["shape"]) in readme.SHAPES and row["metric"] == "time" and row["ratio"] < 1:
