@@ -96,6 +96,14 @@ def test_serving_requests(tmp_path: Path) -> None:
     assert text.count("to the bit: True") == 3 and "28 passes run, 2 saved" in text
 
 
+def test_telemetry(tmp_path: Path) -> None:
+    text = printed("telemetry", tmp_path)
+    assert "the same bits as without: True" in text and 'fastcfg_calls_total{model="demo"} 16' in text
+    lengths, limits = (numbers(pattern, text) for pattern in (rf"uncond\| \[{FLOAT}, ", rf"shortened to \[{FLOAT}, "))
+    assert lengths == sorted(lengths) and limits == sorted(limits, reverse=True) and limits[-1] < 1
+    assert "26 passes run, 6 saved" in text
+
+
 def test_training(tmp_path: Path) -> None:
     text = printed("training", tmp_path)
     (dropped,) = numbers(f"dropped {FLOAT}%", text)
