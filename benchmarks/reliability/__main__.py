@@ -61,6 +61,16 @@ def to_markdown(rows: Sequence[Row], minutes: float, seed: int, environment: Env
     return "\n".join(lines) + "\n"
 
 
+def _parsed(case: str) -> dict[str, Any]:
+    try:
+        found = json.loads(case)
+    except ValueError as error:
+        raise ValueError(f"case: expected JSON, as a failure's command has it: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"case: expected a JSON object, got {case}")
+    return found
+
+
 @app.command()
 def main(
     minutes: Annotated[float, typer.Option(min=0.05, help="For all runs together.")] = 5.0,
@@ -77,7 +87,7 @@ def main(
         if case:
             if len(names) != 1:
                 raise ValueError("case: goes with one --run, which made it")
-            runs[names[0]].replay(json.loads(case))
+            runs[names[0]].replay(_parsed(case))
             console.print("it holds")
             return
     except ValueError as error:

@@ -82,7 +82,7 @@ def isolated(
                         failures.append(Failure(name, line["failed"], line["case"]))
                 else:
                     figures.append(line["figures"])
-            hung = child.poll() is None and not _ended(child)
+            hung = child.poll() is None and not _ended(child, min(10.0, patience))
             if hung:
                 os.killpg(child.pid, signal.SIGKILL)
             code = child.wait()
@@ -101,9 +101,9 @@ def isolated(
     return Row(name, done, time.monotonic() - started, failures, merged)
 
 
-def _ended(child: subprocess.Popen[bytes]) -> bool:
+def _ended(child: subprocess.Popen[bytes], patience: float) -> bool:
     try:
-        child.wait(10)
+        child.wait(patience)
     except subprocess.TimeoutExpired:
         return False
     return True

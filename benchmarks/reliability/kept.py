@@ -174,9 +174,9 @@ def _read_results(folder: Path) -> str:
 
 KEPT: Mapping[str, Kept] = {
     "rule": Kept(_rule, "rule.json", _read_rule, signed=False),
-    "denoiser": Kept(_denoiser, "denoiser.safetensors", _read_denoiser),
     "results": Kept(_results, "result.json", _read_results, signed=False),
     "verified kernels": Kept(_verified, "verified.json", _read_verified, recovers=True),
+    "denoiser": Kept(_denoiser, "denoiser.safetensors", _read_denoiser),
     "native code": Kept(guide_anew, "fastcfg/cpp/*.so", guide_anew, recovers=True),
     "student": Kept(_student("full"), "student.safetensors", _read_student),
     "adapter": Kept(_student("lora"), "student.safetensors", _read_student),
