@@ -16,7 +16,7 @@ from fastcfg_kernels import partial
 from torch import Tensor
 
 import fastcfg.files
-from benchmarks.reliability import corruption, forks, fuzz, interrupts, memory, processes, refusals, threads
+from benchmarks.reliability import call, corruption, forks, fuzz, interrupts, memory, processes, refusals, threads
 from benchmarks.reliability.cases import Case
 from benchmarks.reliability.outcome import Wrong
 from benchmarks.reliability.works import Work
@@ -73,7 +73,7 @@ def test_fuzz(
 ) -> None:
     case = Case(5, RESCALED, (3, 4, 9), kinds={"uncond": "normal", "cond": "normal"}, **options)
     assert fuzz.check_case(case).bounded
-    monkeypatch.setattr(fuzz, "guide", guided(change))
+    monkeypatch.setattr(call, "guide", guided(change))
     with pytest.raises(Wrong, match=message):
         fuzz.check_case(case)
 
