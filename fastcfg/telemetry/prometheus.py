@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from .figures import FIGURES, HITS
 
 __all__ = ["exposition"]
 
+_NAME = re.compile("(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
+_OWN = ("backend", "quantile", "reason")
 _TOTALS = {
     "calls": "Calls of guidance.",
     "recorded_calls": "Calls of guidance whose figures were recorded.",
@@ -24,7 +27,13 @@ def exposition(numbers: Mapping[str, Any], labels: Mapping[str, str]) -> str:
 
     Args:
         numbers: :meth:`fastcfg.telemetry.Telemetry.to_dict`; labels: put on every sample.
+
+    Raises:
+        ValueError: naming ``labels``, for a name that Prometheus does not take or that the samples have themselves.
     """
+    for name in labels:
+        if not _NAME.fullmatch(name) or name in _OWN:
+            raise ValueError(f"labels: expected names of letters, digits and _, and none of {_OWN}, got {name!r}")
     lines: list[str] = []
 
     def family(name: str, kind: str, text: str) -> str:

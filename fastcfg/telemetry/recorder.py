@@ -213,6 +213,9 @@ class Telemetry:
 
         Args:
             labels: put on every sample, such as ``{"model": "sd15"}``.
+
+        Raises:
+            ValueError: naming ``labels``, for a name that can't be one.
         """
         return exposition(self.to_dict(), labels or {})
 

@@ -348,6 +348,12 @@ def test_prometheus_text() -> None:
     assert json.loads(json.dumps(again)) == again
 
 
+@pytest.mark.parametrize("name", ["a-b", "1st", "__own", "quantile", "reason", "", "é"])
+def test_labels_that_prometheus_would_refuse(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^labels: expected names"):
+        Telemetry().to_prometheus({name: "x"})
+
+
 def test_records_as_dicts_and_quantiles() -> None:
     telemetry = Telemetry()
     for k in range(5):

@@ -14,6 +14,8 @@ import pytest
 import fastcfg
 
 ROOT = Path(__file__).parents[2]
+EXTRAS = ["diffusers", "transformers", "typer", "rich", "matplotlib", "mlxtend", "safetensors", "onnx"]
+"""What an extra brings."""
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,30 @@ def test_an_index_would_take_both(built: Path) -> None:
     command = [sys.executable, "-m", "twine", "check", "--strict", *built.iterdir()]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("PASSED") == 2, done.stdout + done.stderr
+
+
+def test_the_installed_wheel_works_with_torch_alone(built: Path, tmp_path: Path) -> None:
+    """Without this tree, in a place of its own; packages that are no dependency can't be imported."""
+    (found,) = built.glob("*.whl")
+    target = tmp_path / "site"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, found]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({EXTRAS}))
+import torch, fastcfg, fastcfg.telemetry, fastcfg_export, fastcfg_kernels
+assert all(m.__file__.startswith({str(target)!r}) for m in (fastcfg, fastcfg_export, fastcfg_kernels))
+u, c = torch.randn(2, 2, 4, 8, 8)
+assert fastcfg.guide(fastcfg.CFG(3.0, rescale=0.5), uncond=u, cond=c).isfinite().all()
+import fastcfg.cli
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(target)},
+    )  # fmt: skip
+    assert done.returncode == 1 and "pip install 'fastcfg[cli]'" in done.stderr, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_top_levels(wheel: zipfile.ZipFile) -> None:
@@ -76,17 +102,7 @@ def test_version_of_the_installed_distribution() -> None:
 
 @pytest.mark.parametrize("where", ["root", "elsewhere"])
 def test_import_needs_torch_alone(where: str, tmp_path: Path) -> None:
-    heavy = [
-        "diffusers",
-        "transformers",
-        "typer",
-        "rich",
-        "matplotlib",
-        "mlxtend",
-        "safetensors",
-        "onnx",
-        "torch._inductor",
-    ]
+    heavy = [*EXTRAS, "torch._inductor"]
     code = f"import sys, json, fastcfg, fastcfg_export; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
     folder = ROOT if where == "root" else tmp_path
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
