@@ -24,7 +24,8 @@ class LoraConfig:
         rank: of each low-rank product.
         alpha: the product is scaled by ``alpha / rank``; None is ``rank``.
         targets: names of the modules, or their last parts (``to_q``); empty for every linear layer and convolution.
-        full_at: the guidance scale at which the adapter has its full :meth:`strength`. None: at every scale.
+        full_at: the guidance scale at which the adapter has its full :meth:`strength`. None: at every scale, and so
+            is it for a teacher that is not its own conditional pass at scale 1 (a negative prompt of its own scale).
 
     Raises:
         ValueError: naming the argument.

@@ -14,7 +14,7 @@ from ..state import State
 from .process import noisy
 from .task import Task, arguments_of, by_row
 
-__all__ = ["Batch", "Examples", "mixed", "on_data", "trajectories", "walk"]
+__all__ = ["Batch", "Examples", "conditional_at_one", "mixed", "on_data", "trajectories", "walk"]
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]
 """``(x, target, t, scale, condition)`` of some examples."""
@@ -124,6 +124,18 @@ def trajectories(task: Task, count: int, scale: Tensor, num_steps: int, generato
         condition=condition,
         shared=shared,
     )
+
+
+@torch.no_grad()
+def conditional_at_one(task: Task, num_steps: int = 4, seed: int = 0) -> bool:
+    """Whether the teacher at guidance scale 1 is its conditional pass, to 1 % along a short trajectory.
+
+    It is with CFG; with a negative prompt or a perturbed pass of a scale of its own it is not.
+    """
+    seen = trajectories(task, 2, torch.ones(2), num_steps, torch.Generator().manual_seed(seed))
+    x, target, t, _, condition = seen.batch(torch.arange(len(seen), device=seen.x.device))
+    plain = task.family.call(task.network, x, t, **condition)
+    return bool((plain.float() - target.float()).norm() <= 0.01 * target.float().norm())
 
 
 @torch.no_grad()

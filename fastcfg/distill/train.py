@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from ..training import TrainingDiverged, ema_decay
 from .card import Card
 from .config import DistillConfig, Loss
 from .families import copy_network
+from .lora import LoraConfig
 from .optimizer import MuonAdamW, matrices
-from .rollout import Batch, Examples, mixed, on_data, trajectories
+from .rollout import Batch, Examples, conditional_at_one, mixed, on_data, trajectories
 from .student import ScaledNetwork, Student
 from .student_file import attach
 from .task import Task, draw_scales, fingerprint
@@ -71,9 +73,12 @@ class Distiller:
             on_data(task, 1, torch.ones(1), 1, torch.Generator())  # Raises what is wrong.
         family, network = task.family, copy_network(task.network)
         self.teacher = fingerprint(task.network)
-        self.lora = attach(
-            network, family, config.convention, config.lora if config.mode == "lora" else None, config.seed
-        )
+        self.adapter: LoraConfig | None = None
+        if config.mode == "lora":
+            # Where scale 1 is guided too, by a negative prompt say, the adapter has to be there as well.
+            follows = config.lora.full_at is not None and conditional_at_one(task)
+            self.adapter = config.lora if follows else replace(config.lora, full_at=None)
+        self.lora = attach(network, family, config.convention, self.adapter, config.seed)
         prefix = family.scale_module(network) + "."
         for name, parameter in network.named_parameters():
             own = self.lora is not None and ".lora_" in name
@@ -197,7 +202,7 @@ class Distiller:
             high=config.high,
             condition=self.task.condition,
             teacher=self.teacher,
-            lora=config.lora if config.mode == "lora" else None,
+            lora=self.adapter,
             training={**config.to_dict(), "steps_done": self.steps_done, "loss": round(self.smooth_loss, 8)},
         )
 

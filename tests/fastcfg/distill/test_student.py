@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcfg import CFG, GuidedDenoiser
+from fastcfg import APG, CFG, GuidedDenoiser, InDomain, PerpNeg, Rescale, Rule
 from fastcfg.distill import DistillConfig, Distiller, LoraConfig, Student, Task, fingerprint, load_student, save_student
 from fastcfg.distill.families import copy_network
 from fastcfg.distill.lora import Lora
+from fastcfg.distill.rollout import conditional_at_one
 from fastcfg.files import load_tensors, save_tensors
+from fastcfg.schedules import Linear
 
 CONFIG = DistillConfig(
     steps=4, batch=4, trajectories=2, sampler_steps=(2,), window=2, warmup=0, lora=LoraConfig(rank=2)
@@ -179,6 +181,26 @@ def test_the_strength_of_an_adapter() -> None:
     for wrong in (1.0, float("nan"), "10"):
         with pytest.raises((TypeError, ValueError), match="full_at"):
             LoraConfig(full_at=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rule", "conditional"),
+    [
+        (CFG(7.5, rescale=0.7), True),
+        (CFG(Linear(7.5, 1.0)), True),
+        (InDomain(APG(6.5, momentum=-0.5, base="cond")), True),
+        (PerpNeg(7.5, (1.5,)), False),
+        (Rescale(PerpNeg(7.5, (1.5,)), phi=0.3), False),
+    ],
+    ids=str,
+)
+def test_an_adapter_has_one_strength_where_scale_1_is_guided_too(
+    tiny_task: Make, rule: Rule, conditional: bool
+) -> None:
+    task = tiny_task(rule)
+    assert conditional_at_one(task) is conditional
+    student = Distiller(task, replace(CONFIG, mode="lora")).student()
+    assert student.card.lora == replace(CONFIG.lora, full_at=10.0 if conditional else None)
 
 
 def test_tokens_and_frames_along_dim_0_have_their_samples_strength() -> None:
