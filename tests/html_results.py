@@ -95,10 +95,17 @@ def _quality() -> dict[str, Any]:
          "parallel_share": 0.3, "norm_ratio": 1 + 0.1 * scale, "spread_ratio": 1.1}
         for scale in (1.0, 3.0) for step in range(4)
     ]  # fmt: skip
+    equal = [
+        {"curve": curve, "scale": 2.0, "frechet_distance": 10 + difference, "recall": 0.9, "spread": 1.0,
+         "coverage": 0.9, "passes_per_sample": 40.0, "difference": difference, "error": error}
+        for curve, difference, error in (("CFG", 0.0, 0.0), ("near", -1.0, 0.2), ("alike", 0.3, 0.2), ("far", 2.0, 0.5))
+    ]  # fmt: skip
+    few = [{**row, "scale": scale, "reference": "all but red"} for row in curves[:1] for scale in (1.5, 3.0)]
+    curves += few
     grids = [{"title": "Samples", "file": "quality-samples.png", "alt": "Ten digits"}]
     return {
         "kind": "quality", "environment": WHERE, "settings": {}, "curves": curves, "grids": grids,
-        "geometry": geometry,
+        "geometry": geometry, "at_equal_accuracy": {"accuracy": 0.97, "rows": equal},
     }  # fmt: skip
 
 

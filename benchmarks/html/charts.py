@@ -32,6 +32,7 @@ __all__ = [
     "Line",
     "Style",
     "draw",
+    "labels",
     "legend",
     "lines",
     "number_ticks",
@@ -94,6 +95,23 @@ _SETTINGS = {
 def short(name: str, letters: int = 26) -> str:
     """A name that leaves room for what it names; the table has all of it."""
     return name if len(name) <= letters else name[: letters - 1].rstrip() + "…"
+
+
+def labels(axes: Any, names: Sequence[str]) -> None:
+    """Names of the rows below each other; a long one takes two lines."""
+    broken = ["\n".join(short(line) for line in _halves(name)) for name in names]
+    size = 8.5 if any("\n" in name for name in broken) else 10
+    axes.set_yticks(range(len(names)), broken, fontsize=size)
+    axes.tick_params(axis="y", length=0)
+
+
+def _halves(name: str, letters: int = 24) -> list[str]:
+    """A name in one line or, broken at the space that is nearest its middle, in two."""
+    spaces = [place for place, letter in enumerate(name) if letter == " "]
+    if len(name) <= letters or not spaces:
+        return [name]
+    middle = min(spaces, key=lambda place: abs(2 * place - len(name)))
+    return [name[:middle], name[middle + 1 :]]
 
 
 def style(index: int) -> Style:

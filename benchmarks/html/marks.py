@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .charts import GROUND, INK, Style, number_ticks, short
+from .charts import GROUND, INK, Style, labels, number_ticks
 
 __all__ = ["Bar", "Segment", "bars", "dots", "stacks"]
 
@@ -48,8 +48,7 @@ def bars(found: Sequence[Bar], *, title: str, x: str, start: float = 0.0) -> Cal
             axes.annotate(bar.text, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
         if start:
             axes.axvline(start, color=INK, linewidth=1)
-        axes.set_yticks(range(len(found)), [short(bar.name) for bar in found])
-        axes.tick_params(axis="y", length=0)
+        labels(axes, [bar.name for bar in found])
         axes.grid(visible=False, axis="y")
         axes.set_ylim(len(found) - 0.4, -0.6)
         low, high = axes.get_xlim()
@@ -84,8 +83,7 @@ def stacks(found: Sequence[tuple[str, Sequence[Segment]]], *, title: str, x: str
                     text = f"{segment.value:.3g}"
                     axes.text(middle, place, text, ha="center", va="center", color=GROUND, fontsize=9)
                 left += segment.value
-        axes.set_yticks(range(len(found)), [short(name) for name, _ in found])
-        axes.tick_params(axis="y", length=0)
+        labels(axes, [name for name, _ in found])
         axes.grid(visible=False, axis="y")
         axes.set_ylim(len(found) - 0.4, -0.6)
         axes.set_title(title)
@@ -107,8 +105,7 @@ def dots(
             axes.plot(values, range(len(names)), look.marker, color=look.colour, markersize=5.5)
         axes.set_xscale("log")
         number_ticks(axes.xaxis)
-        axes.set_yticks(range(len(names)), [short(name) for name in names])
-        axes.tick_params(axis="y", length=0)
+        labels(axes, names)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_title(title)
         axes.set_xlabel(x)

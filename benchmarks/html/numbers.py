@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 
-__all__ = ["SPACE", "count", "decimal", "listed", "milliseconds", "percent", "plural", "tick", "times"]
+__all__ = ["SPACE", "between", "count", "decimal", "listed", "milliseconds", "percent", "plural", "tick", "times"]
 
 
 SPACE = "\N{NO-BREAK SPACE}"
@@ -57,6 +58,13 @@ def percent(value: float | None, places: int = 0) -> str:
 def count(value: float | None) -> str:
     """A whole number, with spaces between thousands."""
     return f"{round(value):,}".replace(",", SPACE) if value is not None and math.isfinite(value) else "–"
+
+
+def between(values: Iterable[float], show: Callable[[float], str]) -> str:
+    """From the least to the greatest; one of them where both read alike."""
+    found = list(values)
+    low, high = show(min(found)), show(max(found))
+    return low if low == high else f"{low} to {high}"
 
 
 def plural(number: int, what: str) -> str:

@@ -56,8 +56,8 @@ def write_report(
             words("versions", lambda r: _versions(r)),
         ),
         missing,
-        "Made by fastcfg bench or python -m benchmarks.html from the result files named above. Every number is computed "
-        "from them; no row is left out for its result.",
+        "Made by fastcfg bench or python -m benchmarks.html. Every number is computed from the result files named "
+        "above; no row is left out for its result.",
     )
     write_atomically(path, render(page))
     return path

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..charts import Line, draw, legend, lines, style
 from ..content import Chart, Finding, Panel, Section
-from ..numbers import decimal, milliseconds, percent, plural, times
+from ..numbers import between, decimal, milliseconds, percent, plural, times
 from ..pictures import read_picture
 from ..results import Result
 from ..tables import numbers, tabulate, words
@@ -45,7 +45,7 @@ def build(results: list[Result]) -> Section:
             )
         )
         speed = [f["time"]["teacher"] / f["time"]["student"] for f in found.values()]
-        text = f"A student's step is {times(min(speed))} to {times(max(speed))} as fast as its teacher's"
+        text = f"A student's step is {between(speed, times)} as fast as its teacher's"
         section.findings.append(Finding("gain", f"{text} ({plural(len(speed), 'student')}).", result.where))
         for path in sorted(result.path.parent.glob(f"{result.path.stem}*.png")):
             what = path.stem.removeprefix(result.path.stem).strip("-")
@@ -69,8 +69,8 @@ def _errors(found: Mapping[str, Any], result: Result, section: Section) -> Chart
     names.append(f"no guidance, against: {first['title'].partition(',')[0]}")
     last = first["gaps"][-1]
     ends = [each["gaps"][-1]["student"] for each in found.values()]
-    text = f"A student is no copy: at scale {last['scale']:g} its predictions err by {percent(min(ends))} to "
-    section.findings.append(Finding("loss", f"{text}{percent(max(ends))} of the teacher's.", result.where))
+    text = f"A student is no copy: at scale {last['scale']:g} its predictions err by {between(ends, percent)} of the "
+    section.findings.append(Finding("loss", f"{text}teacher's.", result.where))
     paint = lines(drawn, title="Error of the guided prediction", x="scale", y="%")
     return Chart(
         "Error of a student's prediction",
@@ -95,11 +95,7 @@ def _errors(found: Mapping[str, Any], result: Result, section: Section) -> Chart
 def _judged(found: Mapping[str, Any], result: Result, section: Section) -> Chart:
     names = [(each["title"], who) for each in found.values() for who in ("teacher", "student")]
     panels: list[Panel] = []
-    for metric, what in {
-        "accuracy": "Classifier accuracy",
-        "recall": "Recall",
-        "frechet_distance": "Fréchet distance",
-    }.items():
+    for metric, what in JUDGED.items():
         drawn = [
             Line([(j["scale"], j[who][metric]) for j in each["judged"]], style(2 * i + k))
             for i, each in enumerate(found.values())

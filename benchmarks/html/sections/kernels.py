@@ -13,9 +13,9 @@ from ...environment import Environment
 from ...plots import FAMILIES, drawn, family, paint_ratios, paint_roofline, place_bars
 from ...report import Report
 from ...rows import Row
-from ..charts import INK, SERIES, Style, draw, legend, number_ticks, short
+from ..charts import INK, SERIES, Style, draw, labels, legend, number_ticks, short
 from ..content import Cell, Chart, Finding, Panel, Section, Table, Text, Tile
-from ..numbers import count, decimal, listed, milliseconds, percent, plural, times
+from ..numbers import between, count, decimal, listed, milliseconds, percent, plural, times
 from ..results import Result
 from ..tables import numbers, tabulate, verdict, words
 
@@ -83,7 +83,8 @@ def _by_family(report: Report) -> dict[str, list[Row]]:
 
 def _spread(rows: Sequence[Row]) -> str:
     ratios = [row.ratio for row in rows]
-    return f"median {times(median(ratios))} ({times(min(ratios))} to {times(max(ratios))})"
+    spread = between(ratios, times)
+    return f"median {times(median(ratios))}" + f" ({spread})" * (" to " in spread)
 
 
 def _range(rows: Sequence[Row]) -> str:
@@ -188,7 +189,7 @@ def _roofline(rows: list[Row], dtypes: list[str], where: str, key: str) -> Chart
     finding = "The line is a copy of as many bytes as the case has to move, timed in the same rounds."
     if shares:
         finding += (
-            f" At the largest shape fastcfg's kernels move bytes at {percent(min(shares))} to {percent(max(shares))} "
+            f" At the largest shape fastcfg's kernels move bytes at {between(shares, percent)} "
             "of the copy's speed; above 100 % a nearer cache has them."
         )
     shown = [row for row in rows if row.least and row.copy]
@@ -234,8 +235,7 @@ def _accuracy(rows: list[Row], dtypes: list[str], where: str, key: str) -> Chart
                     axes.plot(errors, up, STYLES[name].marker, color=STYLES[name].colour, markersize=5.5)
             axes.set_xscale("log")
             number_ticks(axes.xaxis)
-            axes.set_yticks(range(len(rules)), [short(rule) for rule in rules])
-            axes.tick_params(axis="y", length=0)
+            labels(axes, rules)
             axes.invert_yaxis()
             axes.set_title(dtype)
             axes.set_xlabel("error in roundings of the dtype (log)")

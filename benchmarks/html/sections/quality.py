@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from ..charts import Line, draw, legend, lines, style
-from ..content import Chart, Finding, Panel, Picture, Section, Text, Tile
-from ..numbers import decimal, percent
+from ..content import Chart, Finding, Panel, Picture, Section, Table, Text, Tile
+from ..marks import Bar, bars
+from ..numbers import decimal, listed, percent
 from ..pictures import read_picture
 from ..results import Result
 from ..tables import figures, numbers, tabulate, words
@@ -29,6 +32,8 @@ MEASURES = {
     "norm_ratio": "|guided| ÷ |cond|",
     "spread_ratio": "std guided ÷ std cond",
 }
+FEWEST = 3
+"""Scales that make a curve."""
 MOST = 7
 """Series of a chart that are told apart."""
 
@@ -45,6 +50,8 @@ def build(results: list[Result]) -> Section:
     for result in results:
         if curves := result.data["curves"]:
             section.blocks.extend(_curves(curves, result, section))
+        if (equal := result.data.get("at_equal_accuracy")) and len(equal["rows"]) > 1:
+            section.blocks.append(_equal(equal, section))
         for grid in result.data.get("grids") or ():
             section.blocks.append(_grid(result, grid))
         if geometry := result.data.get("geometry"):
@@ -59,12 +66,15 @@ def _grid(result: Result, grid: Row) -> Picture | Text:
         return Text(f"{grid['title']}: {error}.")
 
 
-def _curves(curves: Sequence[Row], result: Result, section: Section) -> Iterator[Chart]:
+def _curves(curves: Sequence[Row], result: Result, section: Section) -> Iterator[Chart | Table]:
     """Rules, schedules, teacher and student, and what was judged beside other references: a chart each."""
     teacher = [row for row in curves if row["who"] == "teacher"]
     references = list(dict.fromkeys(map(_reference, teacher)))
     for number, reference in enumerate(references):
         here = [row for row in teacher if _reference(row) == reference]
+        if len({row["scale"] for row in here}) < FEWEST:
+            yield _table(f"Judged beside {reference}, at few scales", here)
+            continue
         schedules = [row["schedule"] for row in here]
         usual = max(dict.fromkeys(schedules), key=schedules.count)
         plain = [row for row in here if row["schedule"] == usual]
@@ -109,35 +119,82 @@ def _chart(title: str, rows: Sequence[Row], names: Sequence[str], identifier: st
         return [Line([(row[x], row[y]) for row in by[n]], style(i)) for i, n in enumerate(names)]
 
     plane = lines(series("recall", "accuracy"), title="Quality against diversity", x="recall", y="accuracy", share=True)
-    panels = [Panel("accuracy against recall, joined in the order of the scale", draw(f"{identifier}-plane", plane))]
+    panels = [Panel("accuracy against recall, joined in the order of the scale", _draw(f"{identifier}-plane", plane))]
     for metric, what in METRICS.items():
         share = metric != "frechet_distance"
         paint = lines(series("scale", metric), title=what[0].upper() + what[1:], x="scale", y="", share=share)
-        panels.append(Panel(f"{what} by scale", draw(f"{identifier}-{metric.replace('_', '-')}", paint)))
+        panels.append(Panel(f"{what} by scale", _draw(f"{identifier}-{metric}", paint)))
     samples = sorted({row["samples"] for row in rows})
     number = " or ".join(str(n) for n in samples)
     return Chart(
         title,
         f"{finding} {number} samples a point; up is better but for the Fréchet distance.",
         panels,
-        tabulate(
-            f"{title}: every point",
-            [row for n in names for row in by[n]],
-            words("curve", _name),
-            words("rule", lambda r: r["rule"]),
-            words("schedule", lambda r: r["schedule"]),
-            words("who", lambda r: r["who"]),
-            numbers("scale", lambda r: decimal(r["scale"], 2)),
-            numbers("accuracy", lambda r: percent(r["accuracy"], 1)),
-            numbers("precision", lambda r: f"{r['precision']:.2f}"),
-            numbers("recall", lambda r: f"{r['recall']:.2f}"),
-            numbers("density", lambda r: f"{r['density']:.2f}"),
-            numbers("coverage", lambda r: f"{r['coverage']:.2f}"),
-            numbers("Fréchet distance", lambda r: decimal(r["frechet_distance"])),
-            numbers("spread", lambda r: f"{r['spread']:.2f}"),
-            numbers("passes a sample", lambda r: decimal(r["passes_per_sample"])),
-        ),
+        _table(f"{title}: every point", [row for n in names for row in by[n]]),
         legend(identifier, [(n, style(i)) for i, n in enumerate(names)]),
+    )
+
+
+def _draw(name: str, paint: Callable[[Any], None]) -> Markup:
+    return draw(name.replace("_", "-"), paint, height=195)
+
+
+def _table(caption: str, rows: Sequence[Row]) -> Table:
+    return tabulate(
+        caption,
+        rows,
+        words("curve", _name),
+        words("rule", lambda r: r["rule"]),
+        words("schedule", lambda r: r["schedule"]),
+        words("who", lambda r: r["who"]),
+        numbers("scale", lambda r: decimal(r["scale"], 2)),
+        numbers("accuracy", lambda r: percent(r["accuracy"], 1)),
+        numbers("precision", lambda r: f"{r['precision']:.2f}"),
+        numbers("recall", lambda r: f"{r['recall']:.2f}"),
+        numbers("density", lambda r: f"{r['density']:.2f}"),
+        numbers("coverage", lambda r: f"{r['coverage']:.2f}"),
+        numbers("Fréchet distance", lambda r: decimal(r["frechet_distance"])),
+        numbers("spread", lambda r: f"{r['spread']:.2f}"),
+        numbers("passes a sample", lambda r: decimal(r["passes_per_sample"])),
+    )
+
+
+def _equal(found: Mapping[str, Any], section: Section) -> Chart:
+    """Every curve where it reaches one accuracy: the Fréchet distance beside CFG's, and passes."""
+    rows = [row for row in found["rows"] if row["curve"] != "CFG"]
+    apart = [(row, row["difference"], 2 * (row["error"] or 0.0)) for row in rows]
+    better = [f"{row['curve']} ({difference:+.1f})" for row, difference, noise in apart if difference < -noise]
+    worse = [f"{row['curve']} ({difference:+.1f})" for row, difference, noise in apart if difference > noise]
+    at = f"At {percent(found['accuracy'])} accuracy"
+    if better:
+        text = f"{at} a smaller Fréchet distance than CFG's beyond the noise: {listed(better)}."
+        section.findings.append(Finding("gain", text))
+    if worse:
+        text = f"{at} a larger Fréchet distance than CFG's beyond the noise: {listed(worse)}."
+        section.findings.append(Finding("loss", text))
+    drawn = [
+        Bar(row["curve"], difference, f"{difference:+.1f}", style(2), (difference - noise, difference + noise))
+        for row, difference, noise in apart
+    ]
+    paint = bars(drawn, title="Fréchet distance less CFG's", x="left of 0 is nearer the real digits")
+    return Chart(
+        f"At equal accuracy, {percent(found['accuracy'])}",
+        f"Each curve at the scale where it reaches that accuracy; whiskers are two standard errors. Smaller than CFG's "
+        f"beyond the noise: {listed(better) or 'none'}; larger: {listed(worse) or 'none'}.",
+        [Panel("Fréchet distances less CFG's", draw("quality-equal", paint, height=75 + 20 * len(drawn)))],
+        tabulate(
+            "Every curve where it reaches the accuracy",
+            found["rows"],
+            words("curve", lambda r: r["curve"]),
+            numbers("scale", lambda r: f"{r['scale']:.2f}"),
+            numbers("passes a sample", lambda r: decimal(r["passes_per_sample"])),
+            numbers("Fréchet distance", lambda r: decimal(r["frechet_distance"])),
+            numbers("less CFG's", lambda r: f"{r['difference']:+.1f}" if r["curve"] != "CFG" else "–"),
+            numbers("standard error", lambda r: decimal(r["error"], 2) if r["curve"] != "CFG" else "–"),
+            numbers("recall", lambda r: f"{r['recall']:.2f}"),
+            numbers("coverage", lambda r: f"{r['coverage']:.2f}"),
+            numbers("spread", lambda r: f"{r['spread']:.2f}"),
+        ),
     )
 
 
@@ -198,7 +255,7 @@ def _geometry(rows: Sequence[Row], result: Result) -> Chart:
         ]
         level = 1.0 if measure in ("norm_ratio", "spread_ratio") else None
         paint = lines(found, title=what, x="step", y="", level=level)
-        panels.append(Panel(f"{what} by step", draw(f"{result.path.stem}-geometry-{len(panels)}", paint)))
+        panels.append(Panel(f"{what} by step", _draw(f"{result.path.stem}-geometry-{len(panels)}", paint)))
     grown = max(rows, key=lambda row: row["norm_ratio"])
     return Chart(
         "Geometry of guidance, by step",

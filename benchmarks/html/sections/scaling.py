@@ -113,7 +113,7 @@ def _fleet(fleet: Mapping[str, Any], result: Result, section: Section) -> Iterat
         Bar(row["setup"], row["relative"], times(row["relative"]), style(0 if row["relative"] >= 1 else 1))
         for row in rows
     ]
-    height = 75 + 22 * len(rows)
+    height = 75 + 24 * len(rows)
     yield Chart(
         "A fleet of GPUs, computed",
         f"Images a second per GPU relative to the first line; the most is {best['setup']}. Computed, not measured: "

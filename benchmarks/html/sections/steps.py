@@ -9,7 +9,7 @@ from typing import Any
 from ..charts import draw, legend, style
 from ..content import Cell, Chart, Finding, Panel, Section
 from ..marks import Bar, Segment, bars, stacks
-from ..numbers import decimal, listed, milliseconds, percent, plural, times
+from ..numbers import between, decimal, listed, milliseconds, percent, plural, times
 from ..results import Result
 from ..tables import numbers, tabulate, verdict, words
 
@@ -49,13 +49,11 @@ def guided_step(results: list[Result]) -> Section:
         hand = [r["ratio"] for r in rows if r["contestant"] == "by hand"]
         parts = []
         if skipping:
-            parts.append(f"leaving out passes takes {times(min(skipping))} to {times(max(skipping))} of the time")
-            text = (
-                f"Leaving out unconditional passes: a step takes {times(min(skipping))} to {times(max(skipping))} of "
-            )
+            parts.append(f"leaving out passes takes {between(skipping, times)} of the time")
+            text = f"Leaving out unconditional passes: a step takes {between(skipping, times)} of "
             section.findings.append(Finding("gain", f"{text}the batched time.", result.where))
         if alone:
-            parts.append(f"passes one after another {times(min(alone))} to {times(max(alone))}")
+            parts.append(f"passes one after another {between(alone, times)}")
         if hand:
             low, high = min(hand), max(hand)
             parts.append(f"the same loop written by hand {times(low)} to {times(high)}")
@@ -117,7 +115,7 @@ def _samplers(rows: Sequence[Row], peers: Sequence[Row], stem: str, where: str) 
         paint = bars(drawn, title=what[0].upper() + what[1:], x="peer's time ÷ fastcfg's", start=1.0)
         panels.append(Panel(what, draw(f"{stem}-{key.replace('_', '-')}", paint, height=75 + 20 * len(drawn))))
         ratios = [row[key] for row in peers]
-        said.append(f"for {what} {times(min(ratios))} to {times(max(ratios))}, median {times(median(ratios))}")
+        said.append(f"for {what} {between(ratios, times)}, median {times(median(ratios))}")
     return Chart(
         "Runs against the peers",
         f"The peers' time divided by fastcfg's: {listed(said)}.",
@@ -174,7 +172,7 @@ def _sampler_findings(peers: Sequence[Row], where: str) -> Iterator[Finding]:
         yield Finding("loss", text, where)
     outside = [row["outside_ratio"] for row in peers if row.get("outside_ratio") is not None]
     if outside and median(outside) != 1:
-        spread = f"{times(min(outside))} to {times(max(outside))}, median {times(median(outside))}"
+        spread = f"{between(outside, times)}, median {times(median(outside))}"
         text = f"Denoising runs outside of their passes, the peers' time ÷ fastcfg's: {spread}."
         yield Finding("gain" if median(outside) > 1 else "loss", text, where)
     shares = [row["guidance_share"] for row in peers if row.get("guidance_share") is not None]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks.html.numbers import count, decimal, listed, milliseconds, percent, plural, tick, times
+from benchmarks.html.numbers import between, count, decimal, listed, milliseconds, percent, plural, tick, times
 
 
 def spaced(text: str) -> str:
@@ -35,4 +35,5 @@ def test_the_others() -> None:
     assert [spaced(t) for t in (percent(0.345), percent(0.345, 1), count(520460.0))] == ["34 %", "34.5 %", "520 460"]
     assert [spaced(tick(v)) for v in (0, 0.5, 2e3, 1e5, 2e-4, 3e4)] == ["0", "0.5", "2 000", "10⁵", "2×10⁻⁴", "3×10⁴"]
     assert [plural(n, "case") for n in (0, 1, 2)] == ["0 cases", "1 case", "2 cases"]
+    assert [between(values, times) for values in ([1.71, 1.712], [2.0, 0.5, 1.0])] == ["1.71×", "0.50× to 2.00×"]
     assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -119,12 +120,30 @@ def test_structure(report: Path) -> None:
 def test_both_sides_of_the_summary(report: Path) -> None:
     text = Page(report).text
     gains, losses = text.split("Where it does not")[0], text.split("Where it does not")[1].split("Where it was")[0]
-    assert "diffusers' guider median 4.00× (4.00× to 4.00×), 8 cases" in gains
+    assert "diffusers' guider median 4.00×, 8 cases" in gains
     assert "CFG against torch.compile of the formula, 0.80× to 0.80×, 4 cases" in losses
     assert "0 failures in 1 000 calls" in gains
     assert "passes on 4 ranks, 1.10×" in losses
     assert "outside of what is allowed: unet" in losses
     assert "for latency: split 0.90×" in losses
+    assert "a smaller Fréchet distance than CFG's beyond the noise: near (-1.0)." in gains
+    assert "a larger Fréchet distance than CFG's beyond the noise: far (+2.0)." in losses
+
+
+def test_few_scales_are_no_curve(report: Path) -> None:
+    page = Page(report)
+    assert "Judged beside all but red, at few scales" in page.text
+    assert not any("all but red" in drawing.get("aria-label", "") for _, drawing in page.elements)
+
+
+def test_what_is_missing_may_be_recorded(folder: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    shutil.copy(next(folder.glob("kernels*.json")), here / "mine.json")
+    alone = Page(write_report(here, tmp_path / "alone.html"))
+    whole = Page(write_report(here, tmp_path / "whole.html", recorded=folder))
+    assert titles(alone) == {"kernels"} and len(titles(whole)) > 5
+    assert "mine.json" in whole.text and not any(path.name in whole.text for path in folder.glob("kernels*.json"))
 
 
 def test_colours_and_fonts_are_the_pages(report: Path) -> None:
