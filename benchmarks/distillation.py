@@ -72,7 +72,7 @@ VARIANTS: Mapping[str, Variant] = {
         "CFG, LoRA 16 of one strength, trajectories", CFG(7.5), replace(LORA, lora=LoraConfig(16, full_at=None))
     ),
     "perp-neg": Variant("Perp-neg, all weights, trajectories", PerpNeg(7.5, (1.5,)), HALF, judged=True),
-    "apg": Variant("APG, all weights, trajectories", APG_IN_X0, HALF),
+    "apg": Variant("APG, LoRA 16, trajectories", APG_IN_X0, replace(LORA, steps=LORA.steps // 2)),
     "data": Variant("CFG, all weights, data", CFG(7.5), replace(BASE, data="data")),
     "embedding": Variant(
         "CFG, scale input alone, trajectories", CFG(7.5), replace(BASE, mode="embedding", learning_rate=5e-3)
@@ -186,7 +186,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for the JSON, Markdown and PNG.")] = RESULTS,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's.")] = None,
 ) -> None:
-    """Distil the demo's model in several ways, with the same number of steps, and measure the students."""
+    """Distil the demo's model in several ways and measure the students."""
     if unknown := [name for name in variant or () if name not in VARIANTS]:
         raise typer.BadParameter(f"expected one of {list(VARIANTS)}, got {unknown[0]!r}", param_hint="--variant")
     if threads:
