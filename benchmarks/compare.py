@@ -15,6 +15,7 @@ called worse, and nine in ten of those that lost a third are. Where rounds diffe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,16 +91,21 @@ def load(path: Path, machine: str = "") -> Results:
         return _load_file(path)
     environments: dict[str, Mapping[str, Any]] = {}
     ratios: dict[tuple[Case, str], Interval] = {}
+    others: set[str] = set()
     for file in sorted(path.glob("*.json")):
         try:
             found = _load_file(file)
         except OtherKind:
             continue
-        if all(_machine(environment) == machine for environment in found.environments.values()):
+        names = {_machine(environment) for environment in found.environments.values()}
+        if names == {machine}:
             environments |= found.environments
             ratios |= found.ratios
+        else:
+            others |= names
     if not ratios:
-        raise ValueError(f"{path} has no result of {machine} with a peer")
+        those = f"; it has results of {', '.join(sorted(others))}" if others else ""
+        raise ValueError(f"{path} has no result of {machine} with a peer{those}")
     return Results(environments, ratios)
 
 
@@ -167,13 +173,13 @@ class Comparison:
     """Changes of what both results have.
 
     Attributes:
-        missing: ratios that the old one alone has; added: that the new one alone has.
+        missing: by kind how many ratios the old one alone has; added: the new one alone.
         dismissed: cases that looked worse and did not when they were measured again.
     """
 
     changes: tuple[Change, ...]
-    missing: int
-    added: int
+    missing: Mapping[str, int]
+    added: Mapping[str, int]
     dismissed: frozenset[Case] = frozenset()
 
     def cases(self, verdict: str) -> list[Case]:
@@ -186,7 +192,7 @@ class Comparison:
 
     def confirmed(self, old: Results, again: Results) -> Comparison:
         """The same, but that a case which was measured again is worse only if it was so again."""
-        second = Comparison(_changes(old, again), 0, 0)
+        second = Comparison(_changes(old, again), {}, {})
         measured = {change.case for change in second.changes}
         innocent = measured.difference(second.cases("worse")).intersection(self.cases("worse"))
         return replace(self, dismissed=self.dismissed | innocent)
@@ -215,8 +221,11 @@ class Comparison:
         text = f"{cases} cases: {worse} worse, {better} better, the others within the noise"
         if self.dismissed:
             text += f"; {len(self.dismissed)} looked worse and did not when measured again"
-        if self.missing + self.added:
-            text += f"; {self.missing} ratios only in the old result, {self.added} only in the new"
+        for where, ratios in (("old", self.missing), ("new", self.added)):
+            if ratios:
+                kinds = ", ".join(f"{kind} {count}" for kind, count in ratios.items())
+                total = sum(ratios.values())
+                text += f"; only in the {where} result {total} ratio{'s' * (total != 1)} ({kinds})"
         return text
 
 
@@ -238,7 +247,12 @@ def compare(old: Results, new: Results) -> Comparison:
     changes = _changes(old, new)
     if not changes:
         raise ValueError("the two results have no case and peer in common")
-    return Comparison(changes, len(old.ratios) - len(changes), len(new.ratios) - len(changes))
+    return Comparison(changes, _alone(old, new), _alone(new, old))
+
+
+def _alone(one: Results, other: Results) -> Counter[str]:
+    """By kind how many ratios one has and the other has not."""
+    return Counter(case[0] for case, peer in one.ratios if (case, peer) not in other.ratios)
 
 
 def differences(old: Results, new: Results) -> list[str]:

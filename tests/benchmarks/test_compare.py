@@ -146,8 +146,8 @@ def test_what_only_one_has_is_counted(tmp_path: Path) -> None:
     old = load(results(tmp_path / "old.json", eager=2.0, gone=1.0, left=1.0))
     new = load(results(tmp_path / "new.json", eager=2.0, added=1.0))
     found = compare(old, new)
-    assert (len(found.changes), found.missing, found.added) == (1, 2, 1)
-    assert "2 ratios only in the old result, 1 only in the new" in found.summary()
+    assert (len(found.changes), found.missing, found.added) == (1, {"kernels": 2}, {"kernels": 1})
+    assert "only in the old result 2 ratios (kernels 2); only in the new result 1 ratio (kernels 1)" in found.summary()
 
 
 def test_forced_strategies_are_no_peers(tmp_path: Path) -> None:
@@ -182,8 +182,15 @@ def test_folders_stand_for_this_machines_files(tmp_path: Path) -> None:
     assert set(old.ratios) == {(CASE, "eager"), (("guided-step", "m", "1×4"), "by hand")}
     assert call(tmp_path / "old", tmp_path / "new").exit_code == 1
     assert call(tmp_path / "old" / "any.json", tmp_path / "old").exit_code == 0
-    with pytest.raises(ValueError, match="no result of nothing"):
+    with pytest.raises(ValueError, match=f"no result of nothing with a peer; it has results of {HERE.name}, "):
         load(tmp_path / "old", "nothing")
+
+
+def test_another_machine_is_told(tmp_path: Path) -> None:
+    there = Environment("cpu", "another", HERE.threads, "abc", HERE.versions)
+    old = results(tmp_path / "old.json", environment=there, eager=2.0)
+    found = call(old, results(tmp_path / "new.json", eager=2.0))
+    assert found.exit_code == 0 and f"hardware: another then {HERE.hardware}" in found.output
 
 
 @pytest.mark.parametrize("path", sorted(run.RESULTS.glob("*.json")), ids=lambda path: path.stem)
