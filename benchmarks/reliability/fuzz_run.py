@@ -29,8 +29,9 @@ def cases(seed: int, start: int) -> Iterator[dict[str, Any]]:
 
 def check(case: Mapping[str, Any]) -> dict[str, Any]:
     """Make the call."""
-    found = check_case(Case(**case))
-    return {"bounded": found.bounded, "error": found.error, "backend": case["backend"], "rule": case["rule"]["type"]}
+    made = Case(**case)
+    found = check_case(made)
+    return {"bounded": found.bounded, "error": found.error, "backend": made.backend, "rule": made.rule["type"]}
 
 
 def smaller(case: Mapping[str, Any], error: Exception) -> dict[str, Any]:

@@ -88,6 +88,10 @@ def test_rules_by_name_json_and_file(tmp_path: Path) -> None:
     assert parse_rule("none") is None
     with pytest.raises(FileNotFoundError, match="rule: there is no file"):
         parse_rule(str(tmp_path / "none.json"))
+    for content in (b'{"type": "Dance"}', b"\xff", b""):
+        (tmp_path / "wrong.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"^rule: .*wrong\.json: "):
+            parse_rule(str(tmp_path / "wrong.json"))
 
 
 def test_profiles_in_pixels() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastcfg
-from fastcfg import CFG, Clamp, DualCFG, MultiCondition, PerpNeg, Rescale, schedules
+from fastcfg import CFG, FDG, Clamp, DualCFG, MultiCondition, PerpNeg, Rescale, schedules
 
 U, C, N = torch.randn(3, 2, 4, 9, 8, generator=torch.Generator().manual_seed(0))
 BOTH = {"uncond": U, "cond": C}
@@ -175,6 +175,8 @@ def test_nan_in_a_tensor_parameter_is_found_when_asked() -> None:
 def test_backends_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="backend: expected one of auto, triton, cpp, inductor, torch, got 'cuda'"):
         fastcfg.guide(CFG(), uncond=U, cond=C, backend="cuda")
+    with pytest.raises(ValueError, match="backend: expected one of"):
+        fastcfg.guide(FDG(), uncond=U, cond=C, backend="cuda")  # Which has no formula left for a backend.
     monkeypatch.setenv("FASTCFG_BACKEND", "fast")
     with pytest.raises(ValueError, match=r"environment variable FASTCFG_BACKEND: expected one of .* got 'fast'"):
         fastcfg.guide(CFG(rescale=0.5), uncond=U, cond=C)

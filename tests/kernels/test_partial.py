@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fastcfg_kernels.partial import partial_file, partial_folder, write_whole
+from fastcfg_kernels.partial import errors_name, partial_file, partial_folder, write_whole
 
 fcntl = pytest.importorskip("fcntl", reason="without locks nothing is taken for left behind")
 
@@ -57,6 +57,14 @@ def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt), partial(tmp_path / "x"):
             raise KeyboardInterrupt
     assert not names(tmp_path)
+
+
+def test_an_error_says_which_file_was_not_written(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError, match=r"\[Errno 13\] no: '.*/x'") as raised, errors_name(tmp_path / "x"):
+        raise PermissionError(13, "no", str(tmp_path / ".x.12345678.partial"))
+    assert raised.value.filename == str(tmp_path / "x")
+    with pytest.raises(OSError, match=r"^of no number$"), errors_name(tmp_path / "x"):
+        raise OSError("of no number")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the limit of a file's size is Linux's")

@@ -194,3 +194,20 @@ def test_a_step_makes_rows_of_the_finished_result() -> None:
     torch.testing.assert_close(second, 2.0 * x + noise)
     with pytest.raises(ValueError, match="stages: the step of an affine program reads x first"):
         compile_program(NAMES, (*stages[:2], Stage(step, "step", reads=("noise", "x"), rows=2)), affine=True)
+
+
+def test_programs_are_kept_up_to_a_bound() -> None:
+    def first(number: int) -> fk.Program:
+        return compile_program((f"of {number}", "other"), (Stage(f_pair),))
+
+    before = first(0)
+    most = compile_program.cache_info().maxsize or 0
+    for number in range(most + 1):
+        first(number)
+    assert compile_program.cache_info().currsize == most
+    again = first(0)
+    assert again is not before and again == before and hash(again) == hash(before)
+
+
+def f_pair(scale: Any) -> Any:
+    return 1.0, scale
