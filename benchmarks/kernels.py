@@ -147,9 +147,10 @@ def section(plan: Plan, progress: Progress) -> Measured:
     timer: Timer = CudaTimer(cold=plan.cold) if plan.device == "cuda" else HostTimer()
     report = measure(chosen, plan, timer, strategies=plan.device == "cuda", progress=progress)
     notes = [f"left out: {case}: {who}: {why}" for case, who, why in report.left_out]
-    for target in report.targets():
-        met, row = "met" if target.met else "missed", target.row
-        notes.append(f"{met}: {target.what}, {row.size} {row.dtype}: {row.ratio:.2f}")
+    if targets := report.targets():
+        missed = [target for target in targets if not target.met]
+        notes += [f"missed: {t.what}, {t.row.size} {t.row.dtype}: {t.row.ratio:.2f}" for t in missed]
+        notes.append(f"{len(targets) - len(missed)} of {len(targets)} promises kept")
     return Measured(report.record(), [report.table()], notes, partial(_plots, report))
 
 
