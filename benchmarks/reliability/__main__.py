@@ -22,11 +22,11 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 RUNS = {
     "fuzz": ("fuzz_run", 5),
     "refusals": ("refusals", 1),
-    "threads": ("threads", 3),
+    "threads": ("threads", 1),
     "processes": ("processes", 2),
     "memory": ("memory", 4),
-    "interrupts": ("interrupts", 4),
-    "files": ("corruption", 2),
+    "interrupts": ("interrupts", 8),
+    "files": ("corruption", 5),
 }
 """Runs by name: their module, and their share of the time."""
 app = typer.Typer(add_completion=False)
