@@ -67,6 +67,9 @@ class Lowered:
     dims: tuple[int, ...] | None = None
     domain: str | None = None
 
+    def __post_init__(self) -> None:
+        self._make_variant  # noqa: B018 -- Before Python 3.12 a first read takes a lock, which Dynamo can't trace.
+
     @cached_property
     def program(self) -> fk.Program:
         """The compiled program; equal formulas share one."""
@@ -101,35 +104,44 @@ class Lowered:
         key = (affine, step, scaled, masked, figures)
         if key == _PLAIN:
             return self.program  # Which a trace reads without a guard on this very object, and so without a recompile.
-        _make_variant(self, key)
+        self._make_variant(key)
         return self._variants[key]
+
+    @cached_property
+    def _make_variant(self) -> Callable[[_Key], bool]:
+        """Sees that a variant is there: torch.compile runs it as it is, and then reads the program by its place.
+
+        Its argument is a plain tuple, for torch before 2.11 takes no dataclass there.
+        """
+
+        @constant_when_traced
+        def make(key: _Key) -> bool:
+            if key not in self._variants:
+                self._variants[key] = _variant(self, key)
+            return True
+
+        return make
 
 
 _Key = tuple[bool, int, bool, bool, "Sums | None"]
 _PLAIN: _Key = (False, -1, False, False, None)
 
 
-@constant_when_traced
-def _make_variant(lowered: Lowered, key: _Key) -> bool:
-    """See that the variant is there: torch.compile runs this as it is, and then reads the program by its place."""
-    if key not in lowered._variants:
-        from ..samplers.step import STAGES
+def _variant(lowered: Lowered, key: _Key) -> fk.Program:
+    from ..samplers.step import STAGES
 
-        affine, step, scaled, masked, figures = key
-        stages = lowered.stages if step < 0 else (*lowered.stages, STAGES[step])
-        outputs = 1 + len(lowered.updates)
-        lowered._variants[key] = fk.compile_program(
-            lowered.predictions,
-            stages,
-            lowered.extras,
-            outputs,
-            affine,
-            scaled,
-            masked,
-            () if figures is None else GENERAL,
-            figures == "gram",
-        )
-    return True
+    affine, step, scaled, masked, figures = key
+    return fk.compile_program(
+        lowered.predictions,
+        lowered.stages if step < 0 else (*lowered.stages, STAGES[step]),
+        lowered.extras,
+        1 + len(lowered.updates),
+        affine,
+        scaled,
+        masked,
+        () if figures is None else GENERAL,
+        figures == "gram",
+    )
 
 
 @dataclass(frozen=True)
@@ -249,6 +261,9 @@ class Rule:
     @property
     def scheduled(self) -> bool:
         """Whether any parameter is a schedule still to be resolved by :meth:`at`."""
+        return self._holds_schedules()
+
+    def _holds_schedules(self) -> bool:
         return any(
             isinstance(item, Schedule) or (isinstance(item, Rule) and item.scheduled)
             for _, value in self._values()

@@ -76,7 +76,7 @@ class GatedCFG(Rule):
 
     @property
     def scheduled(self) -> bool:
-        return self.phase == "auto" or super().scheduled
+        return self.phase == "auto" or self._holds_schedules()
 
     def at(self, step: int, num_steps: int, *, sigma: float | None = None) -> Rule:
         rule = super().at(step, num_steps, sigma=sigma)

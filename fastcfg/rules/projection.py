@@ -187,7 +187,7 @@ class APGMix(Rule):
 
     @property
     def scheduled(self) -> bool:
-        return self.phase == "auto" or super().scheduled
+        return self.phase == "auto" or self._holds_schedules()
 
     def at(self, step: int, num_steps: int, *, sigma: float | None = None) -> Rule:
         rule = super().at(step, num_steps, sigma=sigma)
@@ -277,7 +277,7 @@ class CFGZeroStar(Rule):
 
     @property
     def scheduled(self) -> bool:
-        return (self.phase == "auto" and self.zero_init_steps > 0) or super().scheduled
+        return (self.phase == "auto" and self.zero_init_steps > 0) or self._holds_schedules()
 
     def at(self, step: int, num_steps: int, *, sigma: float | None = None) -> Rule:
         check_step(step, num_steps)

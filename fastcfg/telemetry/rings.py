@@ -218,13 +218,13 @@ class Ring:
             for k, name in enumerate(these):
                 found.figures[name][at] = figures[at, k]
         for first, last, write in held:
-            each = write.step is not None and not isinstance(write.step, int)
-            if not each and write.ids is None:
+            each = None if isinstance(write.step, int) else write.step
+            if each is None and write.ids is None:
                 continue
             part = slice(max(first - begin, 0), min(last, end) - begin)
             samples = found.sample[part]
-            if each:
-                found.step[part] = np.broadcast_to(write.step, -(-(last - first) // write.groups))[samples]
+            if each is not None:
+                found.step[part] = np.broadcast_to(each, -(-(last - first) // write.groups))[samples]
             if write.ids is not None:
                 ids[part] = [write.ids[k] for k in samples.tolist()]
         return replace(found, ids=tuple(ids))

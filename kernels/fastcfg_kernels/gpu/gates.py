@@ -63,8 +63,9 @@ PARAMS = {"scale": 4.0, "strength": 0.7, "radius": 2.0, "momentum": -0.5, "shift
 
 
 def _ratio(dot_delta_delta: float, dot_base_base: float) -> float:
-    lengths: float = math.sqrt(math.maximum(dot_delta_delta, 0.0) / math.maximum(dot_base_base, 0.0))
-    return math.where(dot_delta_delta == 0.0, 0.0, lengths)
+    ratio: float = math.sqrt(math.maximum(dot_delta_delta, 0.0) / math.maximum(dot_base_base, 0.0))
+    told: float = math.where(dot_delta_delta == 0.0, 0.0, ratio)
+    return told
 
 
 def _factor(factor: float) -> float:
