@@ -320,7 +320,7 @@ def test_command_writes_what_the_report_reads(tmp_path: Path) -> None:
     assert all(set(row) == names for row in data["curves"]) and len(data["curves"]) == 11 * 4 + 2 * 2
     assert {row["who"] for row in data["curves"]} == {"teacher", "student"}
     assert len(data["geometry"]) == 4 * 2
-    assert "an adapter trained, and merged, " in data["settings"]["curves"]["student of CFG"]
+    assert "an adapter trained, " in data["settings"]["curves"]["student of CFG"]
     text = (tmp_path / "quality.md").read_text()
     for grid in data["grids"]:
         assert (tmp_path / grid["file"]).read_bytes().startswith(b"\x89PNG") and f"![{grid['alt']}]" in text
