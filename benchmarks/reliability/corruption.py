@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import sys
 import tempfile
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from shutil import copytree
+from shutil import copytree, rmtree
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ def _whole(name: str) -> _Whole:
     kept = KEPT[name]
     folder = Path(tempfile.mkdtemp(prefix="fastcfg-damage-")) / "whole"
     folder.mkdir()
+    atexit.register(rmtree, folder.parent, ignore_errors=True)
     kept.make(folder)
     return _Whole(folder, kept.read(folder))
 

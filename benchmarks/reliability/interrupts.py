@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import shutil
 import tempfile
@@ -64,6 +65,7 @@ def _reference(name: str) -> _Reference:
         import_module(module)
     template = Path(tempfile.mkdtemp(prefix="fastcfg-interrupts-")) / "before"
     template.mkdir()
+    atexit.register(shutil.rmtree, template.parent, ignore_errors=True)
     _value(lambda: work.before(template), template)
     folder = template.with_name("whole")
     shutil.copytree(template, folder)
