@@ -106,7 +106,7 @@ def findings_of(name: str, task: Task, student: Student, samples: int, folder: P
     if file.exists():
         kept = json.loads(file.read_text())
         if (kept["student"], kept["samples"]) == (made_from, samples):
-            return from_json(kept["findings"])
+            return replace(from_json(kept["findings"]), title=variant.title)
     size = (where / STUDENT).stat().st_size
     count = samples if variant.judged else 0
     found = measure(
