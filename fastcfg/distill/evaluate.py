@@ -51,17 +51,19 @@ class StepTime:
         teacher, student: a guided prediction of each, embedding and combine included.
         teacher_passes: of the teacher's step; the student's is one.
         batch: samples.
+        merged: the student with its adapter merged; None where it has none.
     """
 
     teacher: float
     student: float
     teacher_passes: int
     batch: int
+    merged: float | None = None
 
     @property
     def ratio(self) -> float:
-        """The teacher's time over the student's."""
-        return self.teacher / self.student
+        """The teacher's time over that of the student, its adapter merged."""
+        return self.teacher / (self.student if self.merged is None else self.merged)
 
 
 def draw_start(task: Task, count: int, seed: int) -> tuple[Tensor, Conditions]:
@@ -163,7 +165,10 @@ def gaps(
 def step_time(
     task: Task, student: Student, *, scale: float = 5.0, count: int = 64, rounds: int = 15, num_steps: int = 20
 ) -> StepTime:
-    """Times a step of both in turns, on one batch at the middle of the sampler's course."""
+    """Times a step of both in turns, on one batch at the middle of the sampler's course.
+
+    A student with an adapter is timed as it is, and merged at ``scale``.
+    """
     noise, conditions = draw_start(task, count, 0)
     times = task.times(num_steps)
     middle = num_steps // 2
@@ -172,24 +177,34 @@ def step_time(
     # One state for all calls: a rule that remembers then has what it does at any step but the first.
     plan = {"step": middle, "num_steps": num_steps, "times": times, "state": State()}
     scales = torch.full((count,), scale, device=noise.device)
-    calls: tuple[Callable[[], Tensor], ...] = (
+
+    def call(distilled: Student) -> Callable[[], Tensor]:
+        return lambda: distilled(noise, t, conditions=conditions, scale=scale)
+
+    calls: list[Callable[[], Tensor]] = [
         lambda: task.target(noise, t, conditions, scales, **plan),  # type: ignore[arg-type]
-        lambda: student(noise, t, conditions=conditions, scale=scale),
-    )
+        call(student),
+    ]
+    if student.lora is not None:
+        merged = copy.deepcopy(student)
+        merged.merge(scale)
+        calls.append(call(merged))
     before = teacher.passes_run
     calls[0]()
     passes = teacher.passes_run - before
-    calls[1]()
-    seconds: tuple[list[float], list[float]] = ([], [])
+    for other in calls[1:]:
+        other()
+    seconds: list[list[float]] = [[] for _ in calls]
+    sides = list(range(len(calls)))
     for turn in range(rounds):
-        for side in (0, 1) if turn % 2 == 0 else (1, 0):
+        for side in sides if turn % 2 == 0 else reversed(sides):
             _wait(noise.device)
             start = time.perf_counter()
             calls[side]()
             _wait(noise.device)
             seconds[side].append(time.perf_counter() - start)
-    first, second = (1e3 * statistics.median(one) for one in seconds)
-    return StepTime(first, second, passes, count)
+    medians = [1e3 * statistics.median(one) for one in seconds]
+    return StepTime(medians[0], medians[1], passes, count, *medians[2:])
 
 
 def _wait(device: torch.device) -> None:

@@ -66,10 +66,13 @@ def from_json(data: Mapping[str, Any]) -> Findings:
 def to_markdown(findings: Findings) -> str:
     """The tables."""
     time = findings.time
+    student = f"{time.student:.0f} ms for the student (one)"
+    if time.merged is not None:
+        student = f"{time.merged:.0f} ms for the student (one) with its adapter merged, {time.student:.0f} ms without"
     text = f"""## {findings.title}
 
 {findings.steps} optimiser steps; the student's file has {findings.size / 1e3:.0f} kB. A step of {time.batch} samples:
-{time.teacher:.0f} ms for the teacher ({time.teacher_passes} passes), {time.student:.0f} ms for the student (one),
+{time.teacher:.0f} ms for the teacher ({time.teacher_passes} passes), {student},
 {time.ratio:.2f} times less.
 
 Relative error against the teacher's guided predictions along its trajectories, and against its samples from the same
@@ -132,7 +135,8 @@ def draw(
             sample = student_sample(task, student, noise, conditions, scale, num_steps)
             rows.append((f"{name}, s = {scale:g}", sample))
     cell, left, top, curve = 0.55, 2.4, 0.5, 2.6
-    width, height = left + cell * COLUMNS + 0.25, top + cell * len(rows) + 0.75 + curve + 0.55
+    legend = 0.2 * -(-(len(gaps) + 1) // 2) + 0.1
+    width, height = left + cell * COLUMNS + 0.25, top + cell * len(rows) + 0.75 + curve + 0.55 + legend
     figure = Figure(figsize=(width, height), dpi=130, facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.add_axes(
@@ -149,7 +153,7 @@ def draw(
         weight = "bold" if label.startswith("teacher") else "normal"
         grid.text(-0.15, index + 0.5, label, ha="right", va="center", fontsize=9, weight=weight)
     figure.text(0.02, 1 - 0.25 / height, title, ha="left", va="center", fontsize=11, weight="bold")
-    axes = figure.add_axes((0.7 / width, 0.55 / height, (width - 1.0) / width, curve / height))
+    axes = figure.add_axes((0.7 / width, (0.55 + legend) / height, (width - 1.0) / width, curve / height))
     axes.plot(
         [gap.scale for gap in gaps[0][1]],
         [100 * gap.unguided for gap in gaps[0][1]],
@@ -166,7 +170,7 @@ def draw(
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", ncol=2, bbox_to_anchor=(0, -0.5 / curve))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -40,12 +40,13 @@ def build(results: list[Result]) -> Section:
                 numbers("teacher's passes", lambda f: str(f["time"]["teacher_passes"])),
                 numbers("teacher", lambda f: milliseconds(f["time"]["teacher"])),
                 numbers("student", lambda f: milliseconds(f["time"]["student"])),
-                numbers("teacher ÷ student", lambda f: times(f["time"]["teacher"] / f["time"]["student"])),
+                numbers("adapter merged", lambda f: milliseconds(merged) if (merged := _merged(f)) else "–"),
+                numbers("teacher ÷ student", lambda f: times(_speed(f))),
                 numbers("size", lambda f: f"{decimal(f['size'] / 1e6)} MB"),
             )
         )
-        speed = [f["time"]["teacher"] / f["time"]["student"] for f in found.values()]
-        text = f"A student's step is {between(speed, times)} as fast as its teacher's"
+        speed = [_speed(f) for f in found.values()]
+        text = f"A student's step is {between(speed, times)} as fast as its teacher's, an adapter merged"
         section.findings.append(Finding("gain", f"{text} ({plural(len(speed), 'student')}).", result.where))
         for path in sorted(result.path.parent.glob(f"{result.path.stem}*.png")):
             what = path.stem.removeprefix(result.path.stem).strip("-")
@@ -56,6 +57,16 @@ def build(results: list[Result]) -> Section:
             )
             section.blocks.append(read_picture(path.parent, path.name, title, alt))
     return section
+
+
+def _merged(findings: Row) -> float | None:
+    """Milliseconds of a student whose adapter is merged, if it has one."""
+    merged: float | None = findings["time"].get("merged")
+    return merged
+
+
+def _speed(findings: Row) -> float:
+    return float(findings["time"]["teacher"] / (_merged(findings) or findings["time"]["student"]))
 
 
 def _errors(found: Mapping[str, Any], result: Result, section: Section) -> Chart:

@@ -53,6 +53,15 @@ def test_passes_are_counted(tiny_task: Make) -> None:
     task = tiny_task(PerpNeg(4.0, (1.0,)))
     time = step_time(task, Distiller(task, CONFIG).student(), count=2, rounds=2)
     assert time.teacher_passes == 3 and time.batch == 2 and min(time.teacher, time.student) > 0
+    assert time.merged is None and time.ratio == time.teacher / time.student
+
+
+def test_an_adapter_is_timed_merged_too_and_stays_apart(tiny_task: Make) -> None:
+    task = tiny_task()
+    student = Distiller(task, replace(CONFIG, mode="lora")).student()
+    time = step_time(task, student, count=2, rounds=2)
+    assert time.merged is not None and time.ratio == time.teacher / time.merged
+    assert student.lora is not None and (student.card.low, student.card.high) == (1.0, 10.0)
 
 
 def test_a_teacher_that_remembers_is_timed(tiny_task: Make) -> None:
