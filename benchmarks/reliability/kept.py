@@ -162,7 +162,7 @@ def _read_rule(folder: Path) -> str:
 
 
 def _results(folder: Path) -> None:
-    recorded = Path(__file__).resolve().parents[1] / "results" / "guided-step-cpu-1thread.json"
+    recorded = Path(__file__).resolve().parents[1] / "results" / "guided-step-cpu-2threads.json"
     write_atomically(folder / "result.json", recorded.read_bytes())
 
 
