@@ -105,10 +105,12 @@ def test_memory_does_not_grow() -> None:
     tracemalloc.start()
     try:
         held()
-        first, second = held(), held()
+        sizes = [held() for _ in range(4)]
     finally:
         tracemalloc.stop()
-    assert second - first < 4096, "a few numbers and no records"
+    # What leaks grows each time; what another thread or a cache keeps for once does not.
+    grown = min(after - before for before, after in zip(sizes, sizes[1:], strict=False))
+    assert grown < 4096, "a few numbers and no records"
     [ring] = telemetry._rings.values()
     assert len(ring.placed()) <= 16 and ring.figures.shape[0] == 16
 
