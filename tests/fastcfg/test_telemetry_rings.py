@@ -3,6 +3,7 @@
 import gc
 import threading
 import tracemalloc
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,7 +110,7 @@ def test_memory_does_not_grow() -> None:
     finally:
         tracemalloc.stop()
     # What leaks grows each time; what another thread or a cache keeps for once does not.
-    grown = min(after - before for before, after in zip(sizes, sizes[1:], strict=False))
+    grown = min(after - before for before, after in pairwise(sizes))
     assert grown < 4096, "a few numbers and no records"
     [ring] = telemetry._rings.values()
     assert len(ring.placed()) <= 16 and ring.figures.shape[0] == 16
