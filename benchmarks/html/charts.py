@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from io import BytesIO
 from typing import Any
@@ -53,6 +53,13 @@ class Style:
     colour: str
     marker: str
     dash: Any = "-"
+    hollow: bool = False
+
+    @property
+    def points(self) -> dict[str, Any]:
+        """Its markers, as arguments of ``plot``."""
+        filled = {"markerfacecolor": GROUND} if self.hollow else {}
+        return {"marker": self.marker, "color": self.colour, **filled}
 
 
 SERIES = (
@@ -115,8 +122,8 @@ def _halves(name: str, letters: int = 24) -> list[str]:
 
 
 def style(index: int) -> Style:
-    """The style of a series; after the last they begin again."""
-    return SERIES[index % len(SERIES)]
+    """The style of a series; after the last they begin again with hollow markers."""
+    return replace(SERIES[index % len(SERIES)], hollow=index // len(SERIES) % 2 == 1)
 
 
 def draw(name: str, paint: Callable[[Any], None], *, height: float = 230) -> Markup:
@@ -202,7 +209,7 @@ def _mark(look: Style, line: bool) -> bytes:
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         axes.axis("off")
         axes.plot([0, 1, 2], [0, 0, 0], color=look.colour, linestyle=look.dash if line else "", linewidth=1.8)
-        axes.plot([1], [0], look.marker, color=look.colour, markersize=7)
+        axes.plot([1], [0], linestyle="", markersize=7, **look.points)
         file = BytesIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return file.getvalue()
@@ -246,7 +253,7 @@ def lines(
             if line.points:
                 across, up = zip(*line.points, strict=True)
                 look, dash = line.look, line.look.dash if line.joined else ""
-                axes.plot(across, up, look.marker, color=look.colour, linestyle=dash, linewidth=1.6, markersize=4.5)
+                axes.plot(across, up, linestyle=dash, linewidth=1.6, markersize=4.5, **look.points)
         axes.set(xlabel=x, ylabel=y)
         axes.set_title(title)
         for name in log:

@@ -69,25 +69,40 @@ def _speed(findings: Row) -> float:
     return float(findings["time"]["teacher"] / (_merged(findings) or findings["time"]["student"]))
 
 
-def _errors(found: Mapping[str, Any], result: Result, section: Section) -> Chart:
-    drawn: list[Line] = []
-    names = []
+def _by_teacher(found: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """Students by their teacher, with which their titles begin."""
+    groups: dict[str, list[Row]] = {}
     for each in found.values():
-        drawn.append(Line([(gap["scale"], 100 * gap["student"]) for gap in each["gaps"]], style(len(drawn))))
-        names.append(each["title"])
+        groups.setdefault(each["title"].partition(",")[0], []).append(each)
+    return groups
+
+
+def _judged_names(teacher: str, students: list[Row]) -> list[str]:
+    return [f"teacher: {teacher}", *(f"student: {each['title']}" for each in students)]
+
+
+def _errors(found: Mapping[str, Any], result: Result, section: Section) -> Chart:
+    names = [each["title"] for each in found.values()]
+    panels = []
+    for teacher, students in _by_teacher(found).items():
+        drawn = [
+            Line([(gap["scale"], 100 * gap["student"]) for gap in each["gaps"]], style(names.index(each["title"])))
+            for each in students
+        ]
+        drawn.append(Line([(gap["scale"], 100 * gap["unguided"]) for gap in students[0]["gaps"]], style(len(names))))
+        paint = lines(drawn, title=f"Error against {teacher}", x="scale", y="%")
+        drawing = draw(f"{result.path.stem}-errors-{len(panels)}", paint, height=260)
+        panels.append(Panel(f"error against {teacher} by scale", drawing))
     first = next(iter(found.values()))
-    drawn.append(Line([(gap["scale"], 100 * gap["unguided"]) for gap in first["gaps"]], style(len(drawn))))
-    names.append(f"no guidance, against: {first['title'].partition(',')[0]}")
     last = first["gaps"][-1]
     ends = [each["gaps"][-1]["student"] for each in found.values()]
     text = f"A student is no copy: at scale {last['scale']:g} its predictions err by {between(ends, percent)} of the "
     section.findings.append(Finding("loss", f"{text}teacher's.", result.where))
-    paint = lines(drawn, title="Error of the guided prediction", x="scale", y="%")
     return Chart(
         "Error of a student's prediction",
         f"At scale {last['scale']:g} the student “{first['title']}” errs by {percent(last['student'])}; leaving "
         f"guidance away would err by {percent(last['unguided'])}.",
-        [Panel("error by scale", draw(f"{result.path.stem}-errors", paint, height=260))],
+        panels,
         tabulate(
             f"Relative errors by scale ({result.where})",
             [(each, gap) for each in found.values() for gap in each["gaps"]],
@@ -98,22 +113,24 @@ def _errors(found: Mapping[str, Any], result: Result, section: Section) -> Chart
             numbers("student's samples", lambda p: percent(p[1]["student_sample"], 1)),
             numbers("unguided samples", lambda p: percent(p[1]["unguided_sample"], 1)),
         ),
-        legend(f"{result.path.stem}-errors", [(name, style(i)) for i, name in enumerate(names)]),
+        legend(f"{result.path.stem}-errors", [(name, style(i)) for i, name in enumerate([*names, "no guidance"])]),
         where=result.where,
     )
 
 
 def _judged(found: Mapping[str, Any], result: Result, section: Section) -> Chart:
-    names = [(each["title"], who) for each in found.values() for who in ("teacher", "student")]
+    names = [name for teacher, students in _by_teacher(found).items() for name in _judged_names(teacher, students)]
     panels: list[Panel] = []
-    for metric, what in JUDGED.items():
-        drawn = [
-            Line([(j["scale"], j[who][metric]) for j in each["judged"]], style(2 * i + k))
-            for i, each in enumerate(found.values())
-            for k, who in enumerate(("teacher", "student"))
-        ]
-        paint = lines(drawn, title=what, x="scale", y="", share=metric != "frechet_distance")
-        panels.append(Panel(f"{what} by scale", draw(f"{result.path.stem}-judged-{len(panels)}", paint)))
+    for teacher, students in _by_teacher(found).items():
+        for metric, what in JUDGED.items():
+            sides = [(students[0], "teacher"), *((each, "student") for each in students)]
+            drawn = [
+                Line([(j["scale"], j[who][metric]) for j in each["judged"]], style(names.index(name)))
+                for name, (each, who) in zip(_judged_names(teacher, students), sides, strict=True)
+            ]
+            title = f"{what}, {teacher}"
+            paint = lines(drawn, title=title, x="scale", y="", share=metric != "frechet_distance")
+            panels.append(Panel(f"{title}, by scale", draw(f"{result.path.stem}-judged-{len(panels)}", paint)))
     pairs = [(each, j) for each in found.values() for j in each["judged"]]
     gap, each, at = max(
         ((j["teacher"]["accuracy"] - j["student"]["accuracy"], each, j) for each, j in pairs),
@@ -140,5 +157,5 @@ def _judged(found: Mapping[str, Any], result: Result, section: Section) -> Chart
             numbers("coverage", lambda p: f"{p[1][p[2]]['coverage']:.2f}"),
             numbers("Fréchet distance", lambda p: decimal(p[1][p[2]]["frechet_distance"])),
         ),
-        legend(f"{result.path.stem}-judged", [(f"{who}: {title}", style(i)) for i, (title, who) in enumerate(names)]),
+        legend(f"{result.path.stem}-judged", [(name, style(i)) for i, name in enumerate(names)]),
     )
