@@ -73,8 +73,8 @@ def guide(
         batch: ``[k*B, ...]``, the predictions along dim 0 in the order of ``rule.conditions`` (or of ``order``).
         params: overrides of the rule's parameters by name: a number, or a 0-dim or ``[B]`` floating tensor for a
             value per sample. Nothing is read back from a device.
-        out: tensor to write; it may be one of the predictions. On a CPU, memory for a new result of some megabytes, where
-            the allocator gets it from the system, takes longer than the guidance.
+        out: tensor to write; it may be one of the predictions. On a CPU, memory for a new result of some megabytes,
+            where the allocator gets it from the system, takes longer than the guidance.
         backend: ``"auto"``, ``"triton"``, ``"cpp"``, ``"inductor"`` or ``"torch"``; see :func:`fastcfg_kernels.guide`.
         order: names of the blocks of ``batch``.
         check: also check that tensors in ``params`` are finite, which waits for the device.
