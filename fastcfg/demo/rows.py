@@ -104,7 +104,7 @@ def _imitation(
     images = sample(student, alone, {name: condition for name in alone.conditions}, noise, steps=steps, on_step=on_step)
     images = images.cpu()
     away = (images - teacher.images).norm() / teacher.images.norm()
-    note = f"s = {scale:g}, 1 pass a step for 2; {100 * away:.0f} % from CFG"
+    note = f"s = {scale:g}, one pass a step, {100 * away:.0f} % from CFG"
     return Row("… its student", repr(student.rule), images, note)
 
 
