@@ -69,7 +69,6 @@ class Student:
         self.card = card
         self.family = family_of(network)
         self.rule = Rule.from_dict(card.rule)
-        self.lora = lora
         self.passes_run = 0
         self.passes_saved = 0
         self._module = ScaledNetwork(network, self.family, card.convention, lora).eval()
@@ -86,6 +85,11 @@ class Student:
     @network.setter
     def network(self, network: nn.Module) -> None:
         self._module.network = network
+
+    @property
+    def lora(self) -> Lora | None:
+        """The adapter; None where there is none, or none any more."""
+        return self._module.lora
 
     @property
     def scale(self) -> float:
@@ -197,7 +201,7 @@ class Student:
             self.lora.merge(merged_at)
             self.card = replace(self.card, low=merged_at, high=merged_at)
             self._one, self._scale = False, merged_at
-        self._module.lora = self.lora = None
+        self._module.lora = None
 
     def unload(self) -> nn.Module:
         """Take adapter and scale input off the teacher's network, which is then what it was, to the bit.
@@ -213,6 +217,6 @@ class Student:
             raise ValueError(f"mode: the student {what}; there is no teacher to restore")
         if self.lora is not None:
             self.lora.unload()
-            self.lora = None
+            self._module.lora = None
         self.family.remove_scale_input(self.network)
         return self.network
