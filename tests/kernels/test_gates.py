@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from fastcfg_kernels.gpu import gates
 from fastcfg_kernels.gpu.aot import TARGETS, Compiled, Sizes, compile_ahead
 from fastcfg_kernels.gpu.backend import interpreting
 
-OLDEST = "3.6.0"
+from .oldest_triton import oldest_triton
+
 KERNELS = {"row_kernel", "cooperative_kernel", "tile_kernel", "apply_kernel"}
 Rows = list[dict[str, Any]]
 
@@ -83,21 +83,8 @@ def test_sums_have_one_order_whatever_the_layout(rows: Rows) -> None:
     assert all(row["compiled"]["longest_sum"] == 2 for row in rows if row["compiled"]["kernel"] == "tile_kernel")
 
 
-@pytest.fixture(scope="module")
-def oldest() -> Path:
-    """A folder with the oldest Triton, put there once for all runs on this machine."""
-    folder = Path(tempfile.gettempdir()) / f"fastcfg-triton-{OLDEST}-py{sys.version_info[0]}{sys.version_info[1]}"
-    if not (folder / "complete").exists():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
-        done = subprocess.run([*command, f"triton=={OLDEST}"], capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"Triton {OLDEST} could not be fetched: {done.stderr.strip()[-300:]}")
-        (folder / "complete").touch()
-    return folder
-
-
-def test_the_oldest_triton_compiles_them_too(oldest: Path, tmp_path: Path) -> None:
-    rows = run_gates(tmp_path, "--brief", triton=oldest)
+def test_the_oldest_triton_compiles_them_too(tmp_path: Path) -> None:
+    rows = run_gates(tmp_path, "--brief", triton=oldest_triton())
     for target in TARGETS:
         found = {row["compiled"]["kernel"] for row in rows if row["compiled"]["target"] == target}
         assert found == (KERNELS if target.startswith("cuda") else KERNELS - {"cooperative_kernel"})

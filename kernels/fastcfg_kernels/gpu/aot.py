@@ -222,7 +222,7 @@ def _compile(
         "outs": (number,) + (sums,) * (program.results - 1),
         "tail": (sums,) * tail,
         "figures": "*fp32" if program.told else (),
-        "params": ("fp32",) * len(program.params),
+        "parameters": ("fp32",) * len(program.params),
         "workspace": sums,
         "arrivals": "*i32",
         "outer": (),

@@ -68,7 +68,7 @@ def guide_triton(
         device,
     )
     prepared = prepare(program, signature)
-    given: dict[str, Any] = {"predictions": reads, "outs": writes, "tail": tail, "params": values}
+    given: dict[str, Any] = {"predictions": reads, "outs": writes, "tail": tail, "parameters": values}
     pointers = [*tensors, *(v for v in values if isinstance(v, Tensor))]
     if figures is not None:
         given["figures"] = figures

@@ -22,7 +22,7 @@ import triton.language as tl
 from .barrier import group_barrier
 from .combine import store_figures, store_tile, weigh
 from .merge import merge_tiles, merge_workspace, store_chunk
-from .tiles import affine_space, digits, first_elements, load_params, load_tile, tile_size, tile_sums
+from .tiles import affine_space, digits, first_elements, load_parameters, load_tile, tile_size, tile_sums
 
 __all__ = ["apply_kernel", "cooperative_kernel", "row_kernel", "tile_kernel"]
 
@@ -97,7 +97,7 @@ def row_kernel(
     outs,
     tail,
     figures,
-    params,
+    parameters,
     strides,
     out_strides,
     tail_strides,
@@ -135,7 +135,7 @@ def row_kernel(
         outs: pointers, each of which may be one of the inputs.
         tail: pointers to what else a step reads.
         figures: pointer to ``[groups, FIGURES]``, nothing where there are none.
-        params: numbers or pointers, as ``PARAMS`` says.
+        parameters: numbers or pointers, as ``PARAMS`` says.
         strides, out_strides, tail_strides: for each tensor a stride for each digit of the group, then of the element.
         outer, inner: sizes of a group's and an element's digits after the first.
         groups: how many there are; per_sample: how many of them a sample has.
@@ -144,7 +144,7 @@ def row_kernel(
     """
     group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)[:, None]
     live = group < groups
-    values = load_params(params, group, per_sample, live, PARAMS, ACC)
+    values = load_parameters(parameters, group, per_sample, live, PARAMS, ACC)
     space = affine_space(values, AFFINE)
     at = digits(group, outer)
     chunk = tl.full((), 0, tl.int32)
@@ -173,7 +173,7 @@ def row_kernel(
 @triton.jit
 def tile_kernel(
     predictions,
-    params,
+    parameters,
     workspace,
     strides,
     outer,
@@ -207,7 +207,7 @@ def tile_kernel(
     chunk = tl.program_id(0) % chunks
     group = tl.zeros((1, 1), tl.int64) + tl.program_id(0) // chunks
     live = group >= 0
-    space = affine_space(load_params(params, group, per_sample, live, PARAMS, ACC), AFFINE)
+    space = affine_space(load_parameters(parameters, group, per_sample, live, PARAMS, ACC), AFFINE)
     at = digits(group, outer)
     blocks, _, insides = _chunk(predictions, strides, at, chunk, count, inner, live, TILES, TILE, WIDE, WHOLE)
     means, sums, sizes = _chunk_sums(
@@ -223,7 +223,7 @@ def apply_kernel(
     outs,
     tail,
     figures,
-    params,
+    parameters,
     workspace,
     strides,
     out_strides,
@@ -263,7 +263,7 @@ def apply_kernel(
     chunk = tl.program_id(0) % chunks
     group = tl.zeros((1, 1), tl.int64) + tl.program_id(0) // chunks
     live = group >= 0
-    values = load_params(params, group, per_sample, live, PARAMS, ACC)
+    values = load_parameters(parameters, group, per_sample, live, PARAMS, ACC)
     space = affine_space(values, AFFINE)
     means, sums, summed = merge_workspace(workspace, group, tiles, pitch, count, PAIRS, CENTRED, MASK, TILE, ACC)
     weights = weigh(means, sums, summed, values, WEIGH, MEANS, ACC)
@@ -285,7 +285,7 @@ def cooperative_kernel(
     outs,
     tail,
     figures,
-    params,
+    parameters,
     workspace,
     arrivals,
     strides,
@@ -329,7 +329,7 @@ def cooperative_kernel(
     sample = (tl.program_id(0) // chunks).to(tl.int64)
     group = tl.zeros((1, 1), tl.int64) + sample
     live = group >= 0
-    values = load_params(params, group, per_sample, live, PARAMS, ACC)
+    values = load_parameters(parameters, group, per_sample, live, PARAMS, ACC)
     space = affine_space(values, AFFINE)
     at = digits(group, outer)
     blocks, places, insides = _chunk(predictions, strides, at, chunk, count, inner, live, TILES, TILE, WIDE, WHOLE)

@@ -15,7 +15,7 @@ __all__ = [
     "digits",
     "first_elements",
     "fixed_vectors",
-    "load_params",
+    "load_parameters",
     "load_tile",
     "offset",
     "tile_size",
@@ -90,23 +90,23 @@ def fixed_vectors(raw, space, SIZE: tl.constexpr, WIDTH: tl.constexpr, FACTOR: t
 
 
 @triton.jit
-def load_params(params, group, per_sample, live, PARAMS: tl.constexpr, ACC: tl.constexpr):
+def load_parameters(parameters, group, per_sample, live, PARAMS: tl.constexpr, ACC: tl.constexpr):
     """The groups' parameters in ``ACC``, ``[GROUPS, 1]``.
 
     Args:
-        PARAMS: for each of ``params`` whether it is a number (-1), or a tensor: 0-dim (0), with a value for a sample
+        PARAMS: for each of ``parameters`` whether it is a number (-1), or a tensor: 0-dim (0), with a value for a sample
             (1), which is ``per_sample`` groups, or for a group (2).
     """
     values = ()
-    for i in tl.static_range(len(params)):
+    for i in tl.static_range(len(parameters)):
         if PARAMS[i] == -1:
-            values = values + (tl.full((1, 1), params[i], ACC),)
+            values = values + (tl.full((1, 1), parameters[i], ACC),)
         elif PARAMS[i] == 0:
-            values = values + (tl.load(params[i] + tl.zeros((1, 1), tl.int32)).to(ACC),)
+            values = values + (tl.load(parameters[i] + tl.zeros((1, 1), tl.int32)).to(ACC),)
         elif PARAMS[i] == 1:
-            values = values + (tl.load(params[i] + group // per_sample, mask=live, other=0.0).to(ACC),)
+            values = values + (tl.load(parameters[i] + group // per_sample, mask=live, other=0.0).to(ACC),)
         else:
-            values = values + (tl.load(params[i] + group, mask=live, other=0.0).to(ACC),)
+            values = values + (tl.load(parameters[i] + group, mask=live, other=0.0).to(ACC),)
     return values
 
 
