@@ -148,7 +148,7 @@ def _write(outcome: Outcome, output: Path, console: Console) -> None:
         try:
             written += measured.draw(output)
         except ImportError as error:
-            console.print(f"no plots: {error}; pip install 'fastcfg[bench]'", highlight=False, markup=False)
+            console.print(f"no plots: {error}; pip install 'fastcfg-diffusion[bench]'", highlight=False, markup=False)
     for path in written:
         console.print(f"wrote {path}", highlight=False)
 

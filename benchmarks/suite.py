@@ -85,7 +85,7 @@ def obstacle(section: Section, plan: Plan) -> str | None:
         return f"runs on {' and '.join(section.devices)} alone, not on {plan.device}"
     missing = {name: extra for name, extra in section.needs.items() if find_spec(name) is None}
     if missing:
-        return f"needs {', '.join(missing)}; pip install 'fastcfg[{','.join(sorted(set(missing.values())))}]'"
+        return f"needs {', '.join(missing)}; pip install 'fastcfg-diffusion[{','.join(sorted(set(missing.values())))}]'"
     return None
 
 

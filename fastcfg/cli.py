@@ -12,7 +12,9 @@ try:
     from rich.markup import escape
     from rich.table import Table
 except ImportError as error:  # The library itself needs neither.
-    raise SystemExit(f"fastcfg: the command line needs typer and rich ({error}); pip install 'fastcfg[cli]'") from None
+    raise SystemExit(
+        f"fastcfg: the command line needs typer and rich ({error}); pip install 'fastcfg-diffusion[cli]'"
+    ) from None
 
 app = typer.Typer(help="Guidance of diffusion samplers: fused, exact, complete.", no_args_is_help=True)
 console = Console()

@@ -36,7 +36,9 @@ def require_onnx() -> Any:
         import onnx
         import onnxscript  # noqa: F401  # torch.onnx needs it.
     except ImportError as error:
-        raise ImportError(f"exporting needs onnx and onnxscript ({error}); pip install 'fastcfg[export]'") from None
+        raise ImportError(
+            f"exporting needs onnx and onnxscript ({error}); pip install 'fastcfg-diffusion[export]'"
+        ) from None
     return onnx
 
 

@@ -31,7 +31,7 @@ class OrtSession:
             import onnxruntime
         except ImportError as error:
             raise ImportError(
-                f"running a graph here needs onnxruntime ({error}); pip install 'fastcfg[export]'"
+                f"running a graph here needs onnxruntime ({error}); pip install 'fastcfg-diffusion[export]'"
             ) from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()

@@ -19,7 +19,10 @@ RuntimeName = Literal["tensorrt_rtx", "tensorrt"]
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that TensorRT-RTX 1.7 builds for ahead of time."""
 
-_EXTRAS = {"tensorrt_rtx": "pip install 'fastcfg[rtx]'", "tensorrt": "pip install tensorrt, from NVIDIA's index"}
+_EXTRAS = {
+    "tensorrt_rtx": "pip install 'fastcfg-diffusion[rtx]'",
+    "tensorrt": "pip install tensorrt, from NVIDIA's index",
+}
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Any:
                 import diffusers
             except ImportError as error:
                 raise ImportError(
-                    f"model: {folder} needs diffusers ({error}); pip install 'fastcfg[diffusers]'"
+                    f"model: {folder} needs diffusers ({error}); pip install 'fastcfg-diffusion[diffusers]'"
                 ) from None
             if not hasattr(diffusers, kind):
                 raise ValueError(f"model: {config} names the class {kind!r}, which diffusers does not have")

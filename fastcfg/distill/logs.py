@@ -39,7 +39,9 @@ class Log:
             try:
                 from torch.utils.tensorboard.writer import SummaryWriter
             except ImportError as error:
-                raise ImportError(f"events need TensorBoard ({error}): pip install 'fastcfg[distill]'") from error
+                raise ImportError(
+                    f"events need TensorBoard ({error}): pip install 'fastcfg-diffusion[distill]'"
+                ) from error
             self._board = SummaryWriter(path.parent / "tensorboard", purge_step=begin + 1)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Log:

@@ -76,7 +76,7 @@ class Lora:
         try:
             import peft
         except ImportError as error:
-            raise ImportError(f"adapters need peft ({error}): pip install 'fastcfg[distill]'") from error
+            raise ImportError(f"adapters need peft ({error}): pip install 'fastcfg-diffusion[distill]'") from error
         names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
         if config.targets:
             wanted = tuple(f".{target}" for target in config.targets)

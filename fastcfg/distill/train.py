@@ -280,5 +280,7 @@ def _accelerator(device: torch.device, precision: str) -> Any:
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise ImportError(f"distillation needs accelerate ({error}): pip install 'fastcfg[distill]'") from error
+        raise ImportError(
+            f"distillation needs accelerate ({error}): pip install 'fastcfg-diffusion[distill]'"
+        ) from error
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")

@@ -91,7 +91,7 @@ def quality(
     try:
         from prdc import compute_prdc
     except ImportError as error:
-        raise ImportError(f"quality metrics need prdc ({error}): pip install 'fastcfg[metrics]'") from error
+        raise ImportError(f"quality metrics need prdc ({error}): pip install 'fastcfg-diffusion[metrics]'") from error
     if isinstance(nearest, bool) or not isinstance(nearest, int) or nearest < 1:
         raise ValueError(f"nearest: expected a positive integer, got {nearest!r}")
     # A ball to the k-th neighbour needs k others.
@@ -143,7 +143,9 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
-        raise ImportError(f"quality metrics need torchmetrics ({error}): pip install 'fastcfg[metrics]'") from error
+        raise ImportError(
+            f"quality metrics need torchmetrics ({error}): pip install 'fastcfg-diffusion[metrics]'"
+        ) from error
     _check_features("real", real)
     _check_features("fake", fake, real.shape[1])
     metric = FrechetInceptionDistance(feature=_Features(real.shape[1]))

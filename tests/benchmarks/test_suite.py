@@ -60,7 +60,7 @@ def test_one_failure_costs_no_other_result(sections: list[Plan], tmp_path: Path)
     assert found.exit_code == 1
     assert sections == [Plan(full=True, rounds=3)]
     for line in ("good (fine)", "bad: RuntimeError: fastcfg was [refused]", "absent: left out: nothing is installed",
-                 "needy: left out: needs no_such_package; pip install 'fastcfg[export]'",
+                 "needy: left out: needs no_such_package; pip install 'fastcfg-diffusion[export]'",
                  "elsewhere: left out: runs on cuda alone, not on cpu", "a table", "a note", "s in all"):  # fmt: skip
         assert line in found.output
     written = {path.suffix for path in tmp_path.iterdir() if path.stem == "good"}

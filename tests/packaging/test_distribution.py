@@ -1,8 +1,10 @@
 """What the wheel holds, and what importing the packages brings in."""
 
+import email
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import fastcfg
 
@@ -35,7 +38,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(built: Path) -> zipfile.ZipFile:
     (found,) = built.glob("*.whl")
-    assert found.name.startswith(f"fastcfg-{fastcfg.__version__}-py3-none-any")
+    assert found.name.startswith(f"fastcfg_diffusion-{fastcfg.__version__}-py3-none-any")
     return zipfile.ZipFile(found)
 
 
@@ -65,7 +68,7 @@ import fastcfg.cli
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(target)},
     )  # fmt: skip
-    assert done.returncode == 1 and "pip install 'fastcfg[cli]'" in done.stderr, done.stdout + done.stderr
+    assert done.returncode == 1 and "pip install 'fastcfg-diffusion[cli]'" in done.stderr, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -96,8 +99,32 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert {line.split()[1].split(">")[0] for line in required} == {"torch", "numpy"}
 
 
+def test_extras_that_refer_to_extras_name_this_distribution(wheel: zipfile.ZipFile) -> None:
+    """An extra of another distribution's name would install a stranger's package."""
+    (path,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = email.message_from_bytes(wheel.read(path))
+    known = set(metadata.get_all("Provides-Extra", []))
+    requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    own = [one for one in requirements if one.name.startswith("fastcfg")]
+    assert metadata["Name"] == "fastcfg-diffusion" and {one.name for one in own} == {"fastcfg-diffusion"}
+    assert own and all(one.extras and one.extras <= known for one in own)
+
+
+def test_no_text_installs_another_distribution() -> None:
+    """``fastcfg`` on the index is a configuration library with a module of the same name."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("the tree is no git checkout, whose files could be listed")
+    pattern = re.compile(r"pip install (-U |--upgrade )?['\"]?fastcfg(['\"\s]|\[|$)|['\"]fastcfg\[[a-z]")
+    for name in listed.stdout.split("\0"):
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".toml", ".sh"} and path.is_file() and path != Path(__file__):
+            found = pattern.search(path.read_text("utf-8"))
+            assert found is None, f"{name}: {found and found[0]!r}; the distribution is fastcfg-diffusion"
+
+
 def test_version_of_the_installed_distribution() -> None:
-    assert importlib.metadata.version("fastcfg") == fastcfg.__version__
+    assert importlib.metadata.version("fastcfg-diffusion") == fastcfg.__version__
 
 
 @pytest.mark.parametrize("where", ["root", "elsewhere"])

@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"fastcfg can't be imported by ComfyUI's Python ({{error}}); install it there: "
-        f"{{sys.executable}} -m pip install fastcfg"
+        f"{{sys.executable}} -m pip install fastcfg-diffusion"
     ) from error
 
 try:

@@ -6,7 +6,7 @@ try:
     from diffusers.guiders import LTX2Guidance, MagnitudeAwareGuidance  # noqa: F401  The newest ones.
 except ImportError as error:
     raise ImportError(
-        f"fastcfg.adapters.diffusers needs diffusers >= 0.42 ({error}); pip install 'fastcfg[diffusers]'"
+        f"fastcfg.adapters.diffusers needs diffusers >= 0.42 ({error}); pip install 'fastcfg-diffusion[diffusers]'"
     ) from error
 
 from .fuse import FuseReport, fuse, fuse_guider

@@ -29,11 +29,10 @@ def _import_error() -> str | None:
     try:
         import triton
     except ImportError as error:
-        return f"Triton is not installed ({error}); pip install 'fastcfg[gpu]'"
+        return f"Triton is not installed ({error}); pip install 'fastcfg-diffusion[gpu]'"
     if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
-        return (
-            f"Triton {triton.__version__} is older than {OLDEST[0]}.{OLDEST[1]}; pip install --upgrade 'fastcfg[gpu]'"
-        )
+        oldest = ".".join(map(str, OLDEST))
+        return f"Triton {triton.__version__} is older than {oldest}; pip install --upgrade 'fastcfg-diffusion[gpu]'"
     return None
 
 

@@ -94,8 +94,8 @@ def load_parameters(parameters, group, per_sample, live, PARAMS: tl.constexpr, A
     """The groups' parameters in ``ACC``, ``[GROUPS, 1]``.
 
     Args:
-        PARAMS: for each of ``parameters`` whether it is a number (-1), or a tensor: 0-dim (0), with a value for a sample
-            (1), which is ``per_sample`` groups, or for a group (2).
+        PARAMS: for each of ``parameters`` whether it is a number (-1), or a tensor: 0-dim (0), with a value for a
+            sample (1), which is ``per_sample`` groups, or for a group (2).
     """
     values = ()
     for i in tl.static_range(len(parameters)):

@@ -52,5 +52,5 @@ def test_missing_mlxtend_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         return real_import(name, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", without_mlxtend)
-    with pytest.raises(ImportError, match=r"pip install fastcfg\[demo\]"):
+    with pytest.raises(ImportError, match=r"pip install fastcfg-diffusion\[demo\]"):
         _read_mnist.__wrapped__()
