@@ -87,7 +87,7 @@ def exports() -> list[Availability]:
     ]
     known = {
         "tensorrt-rtx": ("plan, tensorrt_rtx", "plans are built without a GPU; none has been run yet"),
-        "tensorrt": ("plan and plugin, tensorrt", "signatures and machine code are checked; neither has been run yet"),
+        "tensorrt": ("plan, tensorrt", "the library's calls are checked on a stand-in; none has been run yet"),
     }
     for package, (name, executed) in known.items():
         here = installed[package] and torch.cuda.is_available()

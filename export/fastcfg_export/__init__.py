@@ -6,7 +6,7 @@
 
 from .build import Built, build_engine
 from .engine import Engine
-from .errors import BuildError, ExportError, SidecarError
+from .errors import PLUGIN_REMOVED, BuildError, ExportError, SidecarError
 from .metadata import read_signature
 from .models import GraphModel, Input, adapt, from_example
 from .module import GuidedModule
@@ -40,3 +40,9 @@ __all__ = [
     "verify",
     "write_repository",
 ]
+
+
+def __getattr__(name: str) -> None:
+    """Raise AttributeError, with the remedy for a name that was removed."""
+    removed = name in ("custom_op", "plugin", "plugin_kernel")
+    raise AttributeError(PLUGIN_REMOVED if removed else f"module {__name__!r} has no attribute {name!r}")

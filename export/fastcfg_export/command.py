@@ -38,7 +38,6 @@ class Options:
     dtype: str = "float32"
     kind: str | None = None
     step: str | None = None
-    custom_op: bool = False
     check: bool = True
     engine: bool = False
     runtime: str = "tensorrt_rtx"
@@ -98,7 +97,6 @@ def _export(options: Options, console: Console) -> Exported:
             parameters=list(options.parameters) or None,
             kind=kind,
             step=options.step,
-            custom_op=options.custom_op,
             progress=lambda stage: bar.update(task, description=stage),
         )
     size, data = exported.bytes / 2**20, f" and {exported.data.name}" if exported.data else ""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["BuildError", "ExportError", "SidecarError"]
+__all__ = ["PLUGIN_REMOVED", "BuildError", "ExportError", "SidecarError"]
+
+PLUGIN_REMOVED = (
+    "the TensorRT plugin was removed: graphs hold plain ONNX, which TensorRT fuses itself; use "
+    "fastcfg_export.export_onnx without custom_op, then fastcfg_export.build_engine"
+)
 
 
 class ExportError(RuntimeError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
 import torch
@@ -16,42 +16,12 @@ from .models import GraphModel, Input, adapt
 from .sampler_step import STEPS
 from .signature import BATCH, Role, Signature, TensorSpec, dtype_name
 
-__all__ = ["GuidedModule", "guide_tensors", "input_name"]
-
-Guide = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+__all__ = ["GuidedModule", "input_name"]
 
 
 def input_name(parameter: str) -> str:
     """The name of a rule's parameter as a graph's input: ``scale`` is ``guidance_scale``."""
     return "guidance_scale" if parameter == "scale" else parameter
-
-
-def guide_tensors(
-    rule: fastcfg.Rule, tensors: Sequence[Tensor], parameters: Sequence[str], kind: Kind | None
-) -> list[Tensor]:
-    """Guide by position, the form that a graph's node has.
-
-    Args:
-        tensors: the rule's predictions in the order of ``rule.conditions``; its state; x, alpha and sigma where it
-            has a domain; then a tensor ``[B]`` for each of ``parameters``.
-
-    Returns:
-        The guided prediction, then the state's new tensors.
-    """
-    lowered = rule.lowered
-    names = rule.conditions
-    given = iter(tensors)
-    predictions: dict[str, Any] = {name: next(given) for name in names}
-    state = fastcfg.State({name: next(given) for name in lowered.extras})
-    space: dict[str, Any] = {}
-    if lowered.domain is not None and kind is not None:
-        x, alpha, sigma = next(given), next(given), next(given)
-        space = {"x": x, "prediction": fastcfg.Prediction(kind, alpha, sigma)}
-    # Never None: without overrides, plain CFG would be a lerp in the model's dtype.
-    params = {name: next(given) for name in parameters}
-    carries = bool(lowered.extras or lowered.updates)
-    result = fastcfg.guide(rule, params=params, state=state if carries else None, **space, **predictions)
-    return [result, *(state[name] for name in lowered.updates)]
 
 
 class GuidedModule(torch.nn.Module):
@@ -98,7 +68,6 @@ class GuidedModule(torch.nn.Module):
         if rule is None:
             kind = kind if step else None
         self.signature = self._signature(step)
-        self._guide: Guide = self._guided
 
     def _signature(self, step: str | None) -> Signature:
         graph, rule = self.graph_model, self.rule
@@ -148,12 +117,26 @@ class GuidedModule(torch.nn.Module):
         return self.rule is not None and self.rule.lowered.domain is not None
 
     def _guided(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        assert self.rule is not None
-        return guide_tensors(self.rule, tensors, self.parameters_in, self.kind)
+        """Guide by position; return the guided prediction, then the state's new tensors.
 
-    def guide_with(self, guide: Guide) -> None:
-        """Put something else in the place of :func:`guide_tensors`: a node of one's own."""
-        self._guide = guide
+        Args:
+            tensors: the rule's predictions in the order of ``rule.conditions``; its state; x, alpha and sigma where
+                it has a domain; then a tensor ``[B]`` for each of ``parameters_in``.
+        """
+        assert self.rule is not None
+        lowered = self.rule.lowered
+        given = iter(tensors)
+        predictions: dict[str, Any] = {name: next(given) for name in self.rule.conditions}
+        state = fastcfg.State({name: next(given) for name in lowered.extras})
+        space: dict[str, Any] = {}
+        if self._domain:
+            x, alpha, sigma = next(given), next(given), next(given)
+            space = {"x": x, "prediction": fastcfg.Prediction(cast(Kind, self.kind), alpha, sigma)}
+        # Never None: without overrides, plain CFG would be a lerp in the model's dtype.
+        params = {name: next(given) for name in self.parameters_in}
+        carries = bool(lowered.extras or lowered.updates)
+        result = fastcfg.guide(self.rule, params=params, state=state if carries else None, **space, **predictions)
+        return [result, *(state[name] for name in lowered.updates)]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The tensors of ``signature.outputs`` for those of ``signature.inputs``, both in order."""
@@ -173,7 +156,7 @@ class GuidedModule(torch.nn.Module):
             tensors = [*predictions, *(given[f"state_{name}"] for name in self.rule.lowered.extras)]
             if self._domain:
                 tensors += [x.to(predictions[0].dtype), levels["alpha"], levels["sigma"]]
-            results = self._guide([*tensors, *(given[input_name(name)] for name in self.parameters_in)])
+            results = self._guided([*tensors, *(given[input_name(name)] for name in self.parameters_in)])
         if self.step is not None:
             moved = self.step(results[0], x.to(results[0].dtype), levels, cast(Kind, self.kind)).to(x.dtype)
             results = [moved, *results[1:]]

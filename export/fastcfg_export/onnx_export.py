@@ -106,7 +106,6 @@ def export_onnx(
     axes: Mapping[str, Axis] | None = None,
     kind: Kind | None = None,
     step: str | None = None,
-    custom_op: bool = False,
     external_data: bool | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Exported:
@@ -127,7 +126,6 @@ def export_onnx(
         axes: sizes in the place of the model's defaults.
         kind: what the model predicts, for a rule with a domain and for ``step``.
         step: end the graph in a sampler's step, a key of :data:`fastcfg_export.STEPS`.
-        custom_op: make the guidance one node ``fastcfg::…`` with a function body, for plugins.
         external_data: weights in a file of their own; default where they are larger than 256 MiB.
         progress: called with the name of each stage.
 
@@ -145,20 +143,10 @@ def export_onnx(
     module = GuidedModule(graph, rule, parameters=parameters, kind=kind, step=step).eval()
     started = time.perf_counter()
 
-    body = None
-    if custom_op:
-        from . import custom_op as nodes
-
-        progress("function body")
-        body = nodes.body_of(module)
-        module.guide_with(nodes.node_of(body))
     progress("trace")
     program = trace(module)
     progress("translate to ONNX")
     translated = _translate(program, module.signature)
-    module.guide_with(module._guided)
-    if body is not None:
-        body.attach(translated)
     check_dims(translated, module.signature)
     translated.metadata_props.update(describe(module))
 

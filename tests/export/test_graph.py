@@ -1,5 +1,6 @@
 """The written graph: valid, open, equal to eager torch, and with its description inside."""
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,6 @@ import pytest
 import torch
 from fastcfg_export import Exported, ExportError, Signature, export_onnx, read_signature, verify
 from fastcfg_export.metadata import hashes
-from fastcfg_export.ort import OrtSession
-from fastcfg_export.sample_inputs import draw_inputs
 
 import fastcfg
 from benchmarks.export_models import Toy, toy
@@ -126,28 +125,11 @@ def test_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
         assert all(row.difference < 2**-8 for row in parity.rows)
 
 
-def test_the_node_has_a_body_that_gives_the_same(tmp_path: Path) -> None:
-    dtype = torch.float16
-    rule = fastcfg.Clamp(CFG(rescale=0.7), k=3.0)
-    plain = export_onnx(toy(dtype), rule, tmp_path / "plain.onnx")
-    node = export_onnx(toy(dtype), rule, tmp_path / "node.onnx", custom_op=True)
-    model = onnx.load(node.path)
-    (function,) = model.functions
-    assert function.domain == "fastcfg" and function.name.startswith("clamp_")
-    (used,) = [n for n in model.graph.node if n.domain == "fastcfg"]
-    assert used.op_type == function.name and list(used.input)[-1] == "guidance_scale"
-    onnx.checker.check_model(model, full_check=True)
-    for sizes, parameters in CASES:
-        inputs = draw_inputs(node.signature, sizes, parameters=parameters)
-        for a, b in zip(OrtSession(plain.path).run(inputs), OrtSession(node.path).run(inputs), strict=True):
-            assert torch.equal(a, b)
-    # What is compared with is the module as it was.
-    assert verify(node.path, node.module, cases=CASES[:1]).ok
-
-
 def test_a_domain_and_a_step_in_one_graph(tmp_path: Path) -> None:
     rule = InDomain(CFG(rescale=0.5), "x0")
-    exported = export_onnx(toy(), rule, tmp_path / "toy.onnx", kind="eps", step="ddim", custom_op=True)
+    exported = export_onnx(toy(), rule, tmp_path / "toy.onnx", kind="eps", step="ddim")
+    model = onnx.load(exported.path)
+    assert not model.functions and {o.domain for o in model.opset_import} == {""}
     assert [spec.name for spec in exported.signature.outputs] == ["next_sample"]
     assert verify(exported.path, exported.module, cases=CASES).ok
 
@@ -187,3 +169,15 @@ def test_paths_and_files_are_checked(tmp_path: Path) -> None:
     onnx.save(empty, tmp_path / "empty.onnx")
     with pytest.raises(ValueError, match="has no fastcfg signature"):
         read_signature(tmp_path / "empty.onnx")
+
+
+def test_removed_names_say_what_replaces_them() -> None:
+    import fastcfg_export
+
+    for name in ("custom_op", "plugin", "plugin_kernel"):
+        with pytest.raises(AttributeError, match=r"plugin was removed: .* use fastcfg_export\.export_onnx"):
+            getattr(fastcfg_export, name)
+    with pytest.raises(ImportError, match=r"plugin was removed: .* use fastcfg_export\.export_onnx"):
+        importlib.import_module("fastcfg_export.plugin")
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        getattr(fastcfg_export, "nonsense")  # noqa: B009
