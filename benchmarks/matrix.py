@@ -25,7 +25,7 @@ from fastcfg.rules import registry
 
 __all__ = ["COLUMNS", "Line", "compact", "full", "lines"]
 
-BACKENDS = ("torch", "cpp", "inductor", "triton")
+BACKENDS = ("torch", "cpp", "triton")
 
 
 @dataclass(frozen=True)

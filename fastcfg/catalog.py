@@ -132,7 +132,7 @@ def entries() -> list[Entry]:
                 tuple(sums),
                 tuple(sorted(carried)),
                 _space(rule),
-                ("torch",) if rule.prepares else ("torch", "cpp", "inductor", "triton"),
+                ("torch",) if rule.prepares else ("torch", "cpp", "triton"),
             )
         )
     return rows

@@ -75,7 +75,7 @@ def guide(
             value per sample. Nothing is read back from a device.
         out: tensor to write; it may be one of the predictions. On a CPU, memory for a new result of some megabytes,
             where the allocator gets it from the system, takes longer than the guidance.
-        backend: ``"auto"``, ``"triton"``, ``"cpp"``, ``"inductor"`` or ``"torch"``; see :func:`fastcfg_kernels.guide`.
+        backend: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"torch"``; see :func:`fastcfg_kernels.guide`.
         order: names of the blocks of ``batch``.
         check: also check that tensors in ``params`` are finite, which waits for the device.
         state: what a rule with memory (momentum, a cached delta) reads and writes: one for each request.

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fastcfg_kernels import inductor
 from fastcfg_kernels.cpp import build as cpp_build
 from fastcfg_kernels.gpu import backend as triton_backend
 from fastcfg_kernels.gpu.verified import device_key, verified
@@ -60,9 +59,8 @@ def _cooperative() -> Availability:
 def backends() -> list[Availability]:
     """Every backend and launch strategy, on the CPU and on the first GPU."""
     rows = [Availability("torch", "any", True, "torch operations; differentiable and traceable")]
-    missing = "no C++ compiler was found"
-    for name, usable in (("cpp", cpp_build.compiler() is not None), ("inductor", inductor.can_compile())):
-        rows.append(Availability(name, "cpu", usable, "" if usable else missing))
+    native = cpp_build.compiler() is not None
+    rows.append(Availability("cpp", "cpu", native, "" if native else "no C++ compiler was found"))
     for device in ("cpu", "cuda"):
         if device == "cuda" and not torch.cuda.is_available():
             reason: str | None = "no CUDA device"

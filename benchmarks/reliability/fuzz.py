@@ -40,7 +40,7 @@ def backends() -> tuple[str, ...]:
 
     found = ["auto", "torch"]
     if compiler() is not None:
-        found += ["cpp", "inductor"]
+        found.append("cpp")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if unavailable(device) is None:
         found.append("triton")

@@ -9,13 +9,12 @@ import torch
 
 from .cpp.build import compiler
 from .gpu import backend as triton_backend
-from .inductor import can_compile
 from .notices import warn_once
 from .program import Program
 
 __all__ = ["Backend", "choose_backend", "default_backend", "leave", "native", "requested_backend"]
 
-Backend = Literal["auto", "triton", "cpp", "inductor", "torch"]
+Backend = Literal["auto", "triton", "cpp", "torch"]
 _BACKENDS = get_args(Backend)
 _BROKEN: set[Program] = set()
 
@@ -25,18 +24,20 @@ def requested_backend(backend: str | None) -> str:
     chosen = backend or os.environ.get("FASTCFG_BACKEND") or "auto"
     if chosen not in _BACKENDS:
         source = "backend" if backend else "environment variable FASTCFG_BACKEND"
+        if chosen == "inductor":
+            raise ValueError(f"{source}: 'inductor' was removed; use 'cpp', or torch.compile over guide")
         raise ValueError(f"{source}: expected one of {', '.join(_BACKENDS)}, got {chosen!r}")
     return chosen
 
 
 def choose_backend(program: Program, device: torch.device, requested: str | None = None) -> str:
-    """The path that a call takes: ``lerp``, ``cpp``, ``inductor``, ``triton`` or ``torch``.
+    """The path that a call takes: ``lerp``, ``cpp``, ``triton`` or ``torch``.
 
     Neither the batch nor the size of a sample plays a part.
 
     Args:
-        requested: ``"auto"`` (default), ``"triton"``, ``"cpp"``, ``"inductor"`` or ``"torch"``; the environment
-            variable ``FASTCFG_BACKEND`` gives it where the argument doesn't.
+        requested: ``"auto"`` (default), ``"triton"``, ``"cpp"`` or ``"torch"``; the environment variable
+            ``FASTCFG_BACKEND`` gives it where the argument doesn't.
 
     Raises:
         ValueError: for a name that is not a backend.
@@ -49,9 +50,7 @@ def choose_backend(program: Program, device: torch.device, requested: str | None
         return "triton"
     if chosen == "cpp" and (device.type != "cpu" or compiler() is None):
         raise RuntimeError("backend: 'cpp' is native code for CPU tensors; it needs them and a C++ compiler")
-    if chosen == "inductor" and (device.type != "cpu" or not can_compile()):
-        raise RuntimeError("backend: 'inductor' is for CPU tensors; it needs them and a C++ compiler")
-    if chosen in ("cpp", "inductor"):
+    if chosen == "cpp":
         return chosen
     if program.is_lerp:
         return "lerp"

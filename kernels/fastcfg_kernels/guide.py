@@ -54,7 +54,7 @@ def guide(
         program: from :func:`fastcfg_kernels.compile_program`.
         params: a value for each name in ``program.params``: a number, or a 0-dim or ``[B]`` floating tensor.
         out: tensor to write, of the predictions' shape, dtype and device. It may be one of them.
-        backend: ``"auto"`` (default), ``"triton"``, ``"cpp"`` (native code), ``"inductor"`` or ``"torch"``.
+        backend: ``"auto"`` (default), ``"triton"``, ``"cpp"`` (native code) or ``"torch"``.
         strategy: force a Triton launch strategy, ``"row"`` or ``"two_launch"``.
         check: also check that tensor parameters are finite, which waits for the device.
 
@@ -248,7 +248,7 @@ def guide_checked(
         with suppress(RuntimeError):
             guide_cpp(program, inputs, values, made, results, figures)
             return made
-    forced = backend in ("triton", "cpp", "inductor")
+    forced = backend in ("triton", "cpp")
     run(path, program, inputs, elementwise, values, made, results, strategy, forced=forced, figures=figures)
     return made
 

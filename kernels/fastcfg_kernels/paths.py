@@ -13,7 +13,6 @@ from .backends import leave
 from .cpp.backend import guide_cpp
 from .gpu import backend as triton_backend
 from .gpu.launch_plan import Strategy
-from .inductor import guide_compiled
 from .program import Program
 from .tiles import accumulator
 
@@ -47,13 +46,12 @@ def run(
         # knows no conversion between float64 and the others.
         apart = row.data_ptr() != target.data_ptr() or target.is_neg()
         foreign = path == "cpp" and (row.dtype == torch.float64) != (acc == torch.float64)
-        hit = path == "inductor" and any(_share(row, s) for s in sources)
-        if apart or foreign or hit or (path == "cpp" and any(collide(row, s) for s in sources)):
+        if apart or foreign or (path == "cpp" and any(collide(row, s) for s in sources)):
             destinations[k] = torch.empty(row.shape, dtype=acc if foreign else row.dtype, device=row.device)
 
     try:
         sources += [view.reshape(sources[0].shape).contiguous() for view in views]
-        path_of = {"cpp": guide_cpp, "inductor": guide_compiled, "torch": _run_torch}[path]
+        path_of = {"cpp": guide_cpp, "torch": _run_torch}[path]
         path_of(program, sources, values, destinations, results, figures)
     except Exception as error:
         if forced or path == "torch":

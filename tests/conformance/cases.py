@@ -280,7 +280,7 @@ def exact(predictions: dict[str, torch.Tensor]) -> Named:
 
 
 def run(rule: Rule, predictions: dict[str, torch.Tensor], path: str, **kwargs: object) -> torch.Tensor:
-    """Guide by ``path``: ``auto``, ``torch``, ``inductor``, ``row`` or ``two_launch``."""
+    """Guide by ``path``: ``auto``, ``torch``, ``cpp``, ``row`` or ``two_launch``."""
     if path in ("row", "two_launch"):
         lowered = rule.lowered
         inputs = [predictions[name] for name in lowered.predictions]

@@ -1,7 +1,7 @@
 """Prints the error of every rule, dtype and backend: ``PYTHONPATH=tests python -m conformance.error_table``.
 
 In units of the ideal rounding: 1 is the exact value rounded once to the dtype. For float32 and float64 the unit is
-the expected error of such a rounding. Options: ``--inductor`` compiles every rule too (minutes), ``--json``.
+the expected error of such a rounding. Option: ``--json``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .cases import CASES, draw, exact, run
 from .oracles.rounding import error_in_ideal_units
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-SIZES = {"torch": 33_001, "cpp": 33_001, "inductor": 33_001, "row": 5_000, "two_launch": 5_000}
+SIZES = {"torch": 33_001, "cpp": 33_001, "row": 5_000, "two_launch": 5_000}
 
 
 def table(paths: tuple[str, ...]) -> list[dict[str, object]]:
@@ -43,10 +43,9 @@ def table(paths: tuple[str, ...]) -> list[dict[str, object]]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--inductor", action="store_true", help="compile every rule by Inductor too")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    rows = table(("cpp", "torch", *(("inductor",) if given.inductor else ()), "row", "two_launch"))
+    rows = table(("cpp", "torch", "row", "two_launch"))
     if given.json:
         print(json.dumps(rows, indent=1))
         return

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from fastcfg_kernels import inductor
 
 from conformance.cases import Case, draw, exact
 from conformance.field_cases import (
@@ -60,17 +59,6 @@ def test_triton_is_within_the_bound(case: Case, path: str, dtype: torch.dtype) -
 @pytest.mark.parametrize("case", [c for c in PROJECTED + COMPOSED if grouped(c)], ids=str)
 def test_triton_is_within_the_bound_over_tokens_and_channels(case: Case, dtype: torch.dtype) -> None:
     check(case, "row", tuple(min(n, 8) for n in shape_of(case)), dtype)
-
-
-COMPILED = [("APG_momentum", torch.bfloat16), ("TCFG", torch.float32), ("APG_norm+rescale_std+clamp", torch.float16)]
-
-
-@pytest.mark.skipif(not inductor.can_compile(), reason="there is no C++ compiler")
-@pytest.mark.parametrize(("name", "dtype"), COMPILED, ids=str)
-def test_inductor_is_within_the_bound(name: str, dtype: torch.dtype) -> None:
-    case = next(c for c in PROJECTED + COMPOSED if c.name == name)
-    check(case, "inductor", (2, 33_001), dtype)
-    check_rows(case, "inductor", (8, 33_001), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])

@@ -22,7 +22,7 @@ def test_info_json() -> None:
     assert found["devices"][0].startswith("cpu")
     rows = {(row["name"], row["device"]): row for row in found["backends"]}
     assert rows["torch", "any"]["usable"]
-    assert ("inductor", "cpu") in rows and ("triton row", "cuda") in rows and ("triton two_launch", "cpu") in rows
+    assert ("cpp", "cpu") in rows and ("triton row", "cuda") in rows and ("triton two_launch", "cpu") in rows
     assert all(row["usable"] or row["reason"] for row in found["backends"]), "what is not usable says why not"
 
 

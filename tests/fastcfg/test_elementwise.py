@@ -58,7 +58,7 @@ def scale_map(shape: tuple[int, ...]) -> torch.Tensor:
     return values * (values > 0.3)  # Some of it is zero.
 
 
-@pytest.mark.parametrize("path", [*PATHS, "inductor"])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("case", MAPS)
 def test_a_map_multiplies_the_scale(case: str, path: str) -> None:
     shape, of_map = MAPS[case]

@@ -18,7 +18,7 @@ from fastcfg.schedules import Linear
 
 PRODUCTS = [0.02, 0.1, 0.35, 0.7, 0.95, 1.0]
 SOLVERS = {"DDIM": DDIM(), "DDIM-eta": DDIM(1.0), "2M": DPMSolver2M(), "2M-SDE": DPMSolver2M(1.0)}
-BACKENDS = ["auto", "torch", "inductor", "row", "two_launch"]
+BACKENDS = ["auto", "torch", "row", "two_launch"]
 SHAPE = (3, 4, 9, 8)
 
 

@@ -173,10 +173,15 @@ def test_nan_in_a_tensor_parameter_is_found_when_asked() -> None:
 
 
 def test_backends_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="backend: expected one of auto, triton, cpp, inductor, torch, got 'cuda'"):
+    with pytest.raises(ValueError, match="backend: expected one of auto, triton, cpp, torch, got 'cuda'"):
         fastcfg.guide(CFG(), uncond=U, cond=C, backend="cuda")
     with pytest.raises(ValueError, match="backend: expected one of"):
         fastcfg.guide(FDG(), uncond=U, cond=C, backend="cuda")  # Which has no formula left for a backend.
+    with pytest.raises(ValueError, match=r"backend: 'inductor' was removed; use 'cpp', or torch\.compile"):
+        fastcfg.guide(CFG(), uncond=U, cond=C, backend="inductor")
+    monkeypatch.setenv("FASTCFG_BACKEND", "inductor")
+    with pytest.raises(ValueError, match="environment variable FASTCFG_BACKEND: 'inductor' was removed"):
+        fastcfg.guide(CFG(rescale=0.5), uncond=U, cond=C)
     monkeypatch.setenv("FASTCFG_BACKEND", "fast")
     with pytest.raises(ValueError, match=r"environment variable FASTCFG_BACKEND: expected one of .* got 'fast'"):
         fastcfg.guide(CFG(rescale=0.5), uncond=U, cond=C)
