@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from fastcfg.combination import number
+from fastcfg.validate import number
 
 __all__ = ["LEFT_OUT", "Outcome", "Parts", "Setup", "latency_ms", "mean_wait", "outcomes", "servers_needed", "setups"]
 

@@ -5,17 +5,14 @@ and its guidance as one callable.
 """
 
 from . import schedules
-from .attention import attention_mask, degrade, normalized_attention_guidance
-from .classifier import (
-    ClassifierGuidance,
-    classifier_gradient,
-    implied_classifier_gradient,
-    noisy_accuracy,
-    noisy_classifier_loss,
-    train_noisy_classifier,
-)
-from .conditions import Condition
+from .core.conditions import Condition
+from .core.frames import guide_frames
+from .core.guide import guide, split_batch
+from .core.state import State
+from .core.step import guide_step
+from .core.warmup import warmup
 from .denoiser import GuidedDenoiser, PassReport, Requests
+from .denoiser.planner import plan, run_cost
 from .distill.conventions import (
     check_double_guidance,
     flux_guidance_embedding,
@@ -24,18 +21,24 @@ from .distill.conventions import (
     lcm_weight,
     scale_from_lcm_weight,
 )
-from .dropout import ConditionDropout
-from .frames import guide_frames
-from .fresca import fresca
-from .guidance import guide, split_batch
-from .guided_step import guide_step
-from .langevin import langevin, sequence_score, temper
-from .logits import guide_logits
-from .mahiro import mahiro
-from .noise_rescaling import epsilon_scaling, temporal_score_rescaling
-from .parameterization import Prediction, affine_map, convert, posterior_mean
-from .planner import plan, run_cost
-from .presets import Preset, all_presets, guard_extreme_scale, preset, sweet_spot_advice
+from .methods.attention import attention_mask, degrade, normalized_attention_guidance
+from .methods.classifier import (
+    ClassifierGuidance,
+    classifier_gradient,
+    implied_classifier_gradient,
+    noisy_accuracy,
+    noisy_classifier_loss,
+    train_noisy_classifier,
+)
+from .methods.dropout import ConditionDropout
+from .methods.fresca import fresca
+from .methods.langevin import langevin, sequence_score, temper
+from .methods.logits import guide_logits
+from .methods.mahiro import mahiro
+from .methods.noise_rescaling import epsilon_scaling, temporal_score_rescaling
+from .methods.thresholding import dynamic_threshold, static_threshold
+from .methods.universal import universal_gradient, universal_step
+from .prediction import Prediction, affine_map, convert, posterior_mean
 from .rules import (
     APG,
     CFG,
@@ -65,14 +68,11 @@ from .rules import (
     SelfAttentionGuidance,
     rule,
 )
+from .rules.presets import Preset, all_presets, guard_extreme_scale, preset, sweet_spot_advice
 from .samplers import Sampler
+from .samplers.steps import cfg_pp_step, ddim_step
 from .schedules import Schedule
-from .state import State
-from .steps import cfg_pp_step, ddim_step
-from .thresholding import dynamic_threshold, static_threshold
-from .universal import universal_gradient, universal_step
 from .version import __version__
-from .warmup import warmup
 
 __all__ = [
     "APG",

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcfg import CFG, guide
-from fastcfg.geometry import geometry
+from fastcfg.metrics.geometry import geometry
 
 from .sampling import Model, Start, ddim
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastcfg import GuidedDenoiser, State, dynamic_threshold, static_threshold
-from fastcfg.conditions import Conditions
+from fastcfg.core.conditions import Conditions
 from fastcfg.demo.data import NUM_COLOURS, NUM_DIGITS
 from fastcfg.demo.diffusion import noise_scheduler
 from fastcfg.demo.sample import Labels, draw_noise, labels

@@ -24,8 +24,8 @@ from typing import Any
 import fastcfg_kernels as fk
 import torch
 from conformance.cases import EPSILON
+from fastcfg_kernels.backends.torch.tiles import basis, sample_moments, spread
 from fastcfg_kernels.groups import Groups
-from fastcfg_kernels.tiles import basis, sample_moments, spread
 from torch import Tensor
 
 __all__ = ["error_bound"]

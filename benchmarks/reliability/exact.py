@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fastcfg
 from fastcfg import Prediction
-from fastcfg.launch import domain_levels, parameter_values
+from fastcfg.core.launch import domain_levels, parameter_values
 
 from .bounds import error_bound
 from .call import Call

@@ -35,8 +35,8 @@ class Checked:
 
 def backends() -> tuple[str, ...]:
     """The backends that can run here, each by its name."""
-    from fastcfg_kernels.cpp.build import compiler
-    from fastcfg_kernels.gpu.backend import unavailable
+    from fastcfg_kernels.backends.cpu.build import compiler
+    from fastcfg_kernels.backends.triton.backend import unavailable
 
     found = ["auto", "torch"]
     if compiler() is not None:

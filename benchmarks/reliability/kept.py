@@ -136,7 +136,7 @@ def _plan(folder: Path) -> None:
 
 
 def _verified(folder: Path) -> None:
-    from fastcfg_kernels.gpu.verified import record
+    from fastcfg_kernels.backends.triton.verified import record
 
     os.environ["FASTCFG_CACHE"] = str(folder)
     record("a device", ["row", "two_launch"])
@@ -144,7 +144,7 @@ def _verified(folder: Path) -> None:
 
 def _read_verified(folder: Path) -> str:
     """Whether nothing passes for verified that was not; less than was recorded is safe, for it is verified again."""
-    from fastcfg_kernels.gpu.verified import verified
+    from fastcfg_kernels.backends.triton.verified import verified
 
     os.environ["FASTCFG_CACHE"] = str(folder)
     verified.cache_clear()

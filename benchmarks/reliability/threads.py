@@ -11,8 +11,8 @@ from typing import Any
 
 import fastcfg_kernels as fk
 import torch
-from fastcfg_kernels.cpp import backend as native
-from fastcfg_kernels.cpp import build
+from fastcfg_kernels.backends.cpu import backend as native
+from fastcfg_kernels.backends.cpu import build
 
 from .isolation import isolated
 from .outcome import Row, Tick, Wrong

@@ -174,7 +174,7 @@ def _look_at_results(folder: Path) -> dict[str, str]:
 
 def guide_anew(folder: Path) -> str:
     """A digest of what native code gives that is compiled now or found in a cache below ``folder``."""
-    from fastcfg_kernels.cpp import backend, build
+    from fastcfg_kernels.backends.cpu import backend, build
 
     for cached in (build.cache_folder, build.load, backend._function):
         cached.cache_clear()
@@ -211,7 +211,7 @@ WORKS: Mapping[str, Work] = {
 
 def available() -> tuple[str, ...]:
     """What can be made with what is installed."""
-    from fastcfg_kernels.cpp.build import compiler
+    from fastcfg_kernels.backends.cpu.build import compiler
 
     try:
         import tensorrt_rtx  # noqa: F401

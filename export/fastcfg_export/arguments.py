@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fastcfg
-from fastcfg.conditions import Condition, Conditions
+from fastcfg.core.conditions import Condition, Conditions
 
 from .signature import Signature, TensorSpec
 

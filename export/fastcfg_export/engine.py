@@ -11,9 +11,9 @@ from fastcfg_kernels.notices import warn_once
 from torch import Tensor
 
 import fastcfg
-from fastcfg.combination import check_choice
-from fastcfg.conditions import Conditions
+from fastcfg.core.conditions import Conditions
 from fastcfg.denoiser.structure import structure_of
+from fastcfg.validate import check_choice
 
 from .arguments import condition_arguments, fit, noise_levels, state_entry
 from .errors import SidecarError

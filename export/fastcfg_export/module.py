@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import fastcfg
-from fastcfg.combination import check_choice
-from fastcfg.parameterization import Kind
+from fastcfg.prediction import Kind
+from fastcfg.validate import check_choice
 
 from .models import GraphModel, Input, adapt
 from .sampler_step import STEPS

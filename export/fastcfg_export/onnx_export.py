@@ -15,7 +15,7 @@ from fastcfg_kernels.partial import errors_name, partial_folder
 from torch.overrides import TorchFunctionMode
 
 import fastcfg
-from fastcfg.parameterization import Kind
+from fastcfg.prediction import Kind
 
 from .dimensions import check_dims
 from .errors import ExportError

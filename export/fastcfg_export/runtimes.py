@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from fastcfg.combination import check_choice
+from fastcfg.validate import check_choice
 
 from .errors import BuildError
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastcfg import ddim_step
-from fastcfg.parameterization import Kind
+from fastcfg.prediction import Kind
 
 __all__ = ["STEPS", "SamplerStep"]
 

@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from fastcfg.combination import check_choice
 from fastcfg.files import write_atomically
+from fastcfg.validate import check_choice
 
 from .files import existing_file
 from .metadata import hashes, read_signature

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..combination import check_choice
+from ..core.state import State
 from ..denoiser import GuidedDenoiser
-from ..parameterization import Kind, Prediction
+from ..prediction import Kind, Prediction
 from ..rules import InDomain, Rule
 from ..schedules import OnAxis, Schedule, SigmaInterval
-from ..state import State
+from ..validate import check_choice
 from .common import step_at, with_scale
 
 __all__ = ["CFGDenoiser"]

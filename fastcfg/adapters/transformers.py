@@ -14,7 +14,7 @@ except ImportError as error:
         f"fastcfg.adapters.transformers needs transformers ({error}); pip install transformers"
     ) from error
 
-from ..logits import guide_logits
+from ..methods.logits import guide_logits
 
 __all__ = ["FusedClassifierFreeGuidanceLogitsProcessor"]
 

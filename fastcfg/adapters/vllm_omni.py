@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..guidance import guide
+from ..core.guide import guide
 from ..rules import CFG, InstructPix2Pix, Linear, NormCap, Rule
 from .common import with_scale
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ..files import load_tensors, save_tensors
-from ..training import TrainingDiverged, ema_decay, warmup_cosine
+from ..methods.training import TrainingDiverged, ema_decay, warmup_cosine
 from .checkpoint import versions
 from .data import NULL_COLOUR, NULL_DIGIT, Digits, draw_batch
 from .diffusion import TRAIN_STEPS, noise_scheduler

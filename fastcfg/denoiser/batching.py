@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..conditions import same_condition
+from ..core.conditions import same_condition
 
 __all__ = ["Buffers", "Padding", "Unbatchable", "capturing", "stack_arguments"]
 

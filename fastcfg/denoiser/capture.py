@@ -13,17 +13,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from fastcfg_kernels.tiles import accumulator
+from fastcfg_kernels.backends.torch.tiles import accumulator
 from torch import Tensor
 
-from ..conditions import Conditions
-from ..guided_step import PREVIOUS_X0
-from ..parameterization import Kind, Prediction
-from ..planner import PassPlan
+from ..core.conditions import Conditions
+from ..core.state import State
+from ..core.step import PREVIOUS_X0
+from ..prediction import Kind, Prediction
 from ..samplers.step import Step, stage_key
-from ..state import State
 from .layout import Inputs, Layout
 from .passes import Pass
+from .planner import PassPlan
 from .replay import Function, ReplayBackend, check_backend, replayer
 from .structure import structure_of
 

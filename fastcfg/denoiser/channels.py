@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ..planner import PassPlan
+from .planner import PassPlan
 
 __all__ = ["GuidedChannels"]
 

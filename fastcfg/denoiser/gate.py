@@ -11,14 +11,14 @@ from typing import Any
 
 import fastcfg_kernels as fk
 import torch
-from fastcfg_kernels.functional import Merge
+from fastcfg_kernels.backends.torch.functional import Merge
+from fastcfg_kernels.backends.torch.tiles import sample_moments
 from fastcfg_kernels.math import sqrt, where
-from fastcfg_kernels.tiles import sample_moments
 from torch import Tensor
 
+from ..core.state import State
 from ..rules import Rule
 from ..rules.cached import Phase, gate_of
-from ..state import State
 
 __all__ = ["Gate", "measure_delta"]
 

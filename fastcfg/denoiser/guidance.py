@@ -6,21 +6,21 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from fastcfg_kernels.functional import Merge
+from fastcfg_kernels.backends.torch.functional import Merge
 from torch import Tensor
 
-from ..conditions import Conditions
-from ..guidance import guide
-from ..guided_step import guide_step
-from ..planner import PassPlan, Planner
+from ..core.conditions import Conditions
+from ..core.guide import guide
+from ..core.state import State
+from ..core.step import guide_step
 from ..rules import Rule
 from ..rules.cached import gate_of
 from ..samplers.step import Step
-from ..state import State
 from ..telemetry.recorder import Mark, Telemetry
 from .channels import GuidedChannels
 from .gate import Gate, measure_delta
 from .passes import Pass, passes_of
+from .planner import PassPlan, Planner
 from .report import PassReport
 
 __all__ = ["Guidance"]

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from fastcfg_kernels.functional import Merge
+from fastcfg_kernels.backends.torch.functional import Merge
 from torch import Tensor
 
-from ..conditions import Conditions
-from ..parameterization import Prediction
+from ..core.conditions import Conditions
+from ..core.state import State
+from ..prediction import Prediction
 from ..rules import Rule
 from ..samplers.step import Step
-from ..state import State
 from ..telemetry.recorder import Telemetry
 from .automatic import Auto
 from .batching import Buffers

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..conditions import Condition, Conditions
+from ..core.conditions import Condition, Conditions
 from .batching import Buffers, Padding
 
 __all__ = ["Batched", "Executor", "Pass", "Sequential", "passes_of", "prediction_of"]

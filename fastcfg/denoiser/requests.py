@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fastcfg_kernels.tiles import accumulator
+from fastcfg_kernels.backends.torch.tiles import accumulator
 from torch import Tensor
 
-from ..combination import check_tensor
-from ..conditions import Conditions
-from ..parameterization import Prediction
-from ..planner import PassPlan, check_conditions
+from ..core.conditions import Conditions
+from ..core.state import State, gather_states, scatter_states
+from ..prediction import Prediction
 from ..rules import Rule
 from ..schedules import check_step
-from ..state import State, gather_states, scatter_states
+from ..validate import check_tensor
 from .batching import Buffers, Padding
 from .guided import GuidedDenoiser
 from .one_thread import one_thread
 from .passes import Pass
+from .planner import PassPlan, check_conditions
 from .report import PassReport
 from .structure import structure_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..combination import Weight
 from ..samplers.step import Step
+from ..validate import Weight
 
 __all__ = ["StepInput"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ..combination import check_choice
+from ..validate import check_choice
 from ..version import __version__
 from .embedding import Convention
 from .lora import LoraConfig

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from ..combination import check_choice, number
-from ..training import warmup_cosine
+from ..methods.training import warmup_cosine
+from ..validate import check_choice, number
 from .card import Mode
 from .embedding import Convention
 from .lora import LoraConfig

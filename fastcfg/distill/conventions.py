@@ -8,8 +8,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from ..combination import number
 from ..rules import Rule
+from ..validate import number
 
 __all__ = [
     "check_double_guidance",

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..conditions import Conditions
+from ..core.conditions import Conditions
 from ..demo.checkpoint import DENOISER, STUDENT, load_denoiser
 from ..demo.data import IMAGE_SIZE, NUM_COLOURS, NUM_DIGITS, Digits, draw_batch, load_digits
 from ..demo.diffusion import noise_scheduler

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..combination import check_choice
+from ..validate import check_choice
 from .conventions import flux_guidance_value, lcm_embedding, sinusoids
 
 __all__ = ["Convention", "FluxScaleEmbedding", "LCMScaleEmbedding"]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..conditions import Conditions
-from ..state import State
+from ..core.conditions import Conditions
+from ..core.state import State
 from .rollout import walk
 from .student import Student
 from .task import Task, arguments_of

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..combination import number
+from ..validate import number
 
 __all__ = ["Lora", "LoraConfig"]
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..parameterization import Kind, Prediction
+from ..prediction import Kind, Prediction
 
 __all__ = ["level_at", "levels", "noisy", "prediction_at"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..state import State
+from ..core.state import State
 from .process import noisy
 from .task import Task, arguments_of, by_row
 

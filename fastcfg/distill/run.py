@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..training import TrainingDiverged
+from ..methods.training import TrainingDiverged
 from .config import DistillConfig
 from .logs import Log
 from .student import Student

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..combination import number
-from ..conditions import Conditions
+from ..core.conditions import Conditions
 from ..rules import Rule
+from ..validate import number
 from .card import Card
 from .embedding import Convention
 from .families import Family, family_of

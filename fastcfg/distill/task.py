@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conditions import Condition, Conditions
+from ..core.conditions import Condition, Conditions
+from ..core.state import State
 from ..denoiser import GuidedDenoiser
 from ..files import tensors_digest
 from ..rules import Rule
 from ..schedules import Schedule
-from ..state import State
 from .families import Family, Network, family_of
 from .process import level_at, prediction_at
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import load_tensors, save_tensors
-from ..training import TrainingDiverged, ema_decay
+from ..methods.training import TrainingDiverged, ema_decay
 from .card import Card
 from .config import DistillConfig, Loss
 from .families import copy_network

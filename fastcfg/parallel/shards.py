@@ -5,7 +5,7 @@ from __future__ import annotations
 import fastcfg_kernels as fk
 import torch
 import torch.distributed as dist
-from fastcfg_kernels.tiles import Moments
+from fastcfg_kernels.backends.torch.tiles import Moments
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 

@@ -14,10 +14,10 @@ import fastcfg_kernels as fk
 from fastcfg_kernels.tracing import constant_when_traced
 from torch import Tensor
 
-from ..combination import check_choice
 from ..schedules import Schedule, check_step
 from ..telemetry.figures import GENERAL
 from ..telemetry.recorder import Sums
+from ..validate import check_choice
 
 __all__ = ["Lowered", "Parameter", "Rule", "check_choice", "number_or_schedule", "registry"]
 

@@ -18,7 +18,7 @@ def rule(*conditions: str) -> Callable[[Callable[..., Any]], Callable[..., Rule]
     """Make a rule class from a formula: the decorator of the README's example.
 
     The formula's arguments with a default are the rule's parameters, which take numbers, schedules and per-call
-    tensors like any other rule's; the others name sums of predictions (see :mod:`fastcfg_kernels.program`). It
+    tensors like any other rule's; the others name sums of predictions (see :mod:`fastcfg_kernels.formula.program`). It
     returns the weights of the first prediction and of the deltas from it.
 
     Args:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import fastcfg_kernels as fk
+from fastcfg_kernels.backends.torch.tiles import accumulator, sample_sums
 from fastcfg_kernels.math import sqrt, where
-from fastcfg_kernels.tiles import accumulator, sample_sums
 from torch import Tensor
 
-from ..pyramid import from_laplacian, gaussian_pyramid, pad_to_pyramid, pyramid_up
 from ..schedules import Schedule
 from .base import Lowered, Parameter, Rule, number_or_schedule
 from .classifier_free import CFG
 from .linear import Linear, itself
 from .modifiers import check_share, rescale_formula
 from .multi_condition import check_scales
+from .pyramid import from_laplacian, gaussian_pyramid, pad_to_pyramid, pyramid_up
 
 __all__ = ["FDG"]
 

@@ -1,6 +1,6 @@
 """History guidance: the frames that are known already act as the condition.
 
-:mod:`fastcfg.history` prepares the partially noised histories that the conditions here are predictions of.
+:mod:`fastcfg.methods.history` prepares the partially noised histories that the conditions here are predictions of.
 """
 
 from __future__ import annotations

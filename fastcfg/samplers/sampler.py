@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..combination import number
-from ..parameterization import Kind, Prediction
+from ..prediction import Kind, Prediction
+from ..validate import number
 from .solvers import DDIM, Level, Solver
 from .step import Step
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..parameterization import Kind
+from ..prediction import Kind
 from .sampler import Sampler, chain
 from .solvers import DDIM, DPMSolver2M, Level
 

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..combination import Weight, check_choice, number
+from ..validate import Weight, check_choice, number
 
 __all__ = ["DDIM", "DPMSolver2M", "Solver", "first_order"]
 

@@ -11,8 +11,8 @@ import fastcfg_kernels as fk
 import torch
 from torch import Tensor
 
-from ..combination import Weight, check_tensor, number
-from ..parameterization import Prediction
+from ..prediction import Prediction
+from ..validate import Weight, check_tensor, number
 
 __all__ = ["STAGES", "Step", "stage_key"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import fastcfg_kernels as fk
 import torch
-from fastcfg_kernels.tiles import figure_dtype
+from fastcfg_kernels.backends.torch.tiles import figure_dtype
 from torch import Tensor
 
 from .recorder import Mark, Sums, Telemetry

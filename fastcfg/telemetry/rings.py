@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from fastcfg_kernels.tiles import figure_dtype
+from fastcfg_kernels.backends.torch.tiles import figure_dtype
 from numpy.typing import NDArray
 from torch import Tensor
 

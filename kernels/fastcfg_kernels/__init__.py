@@ -4,13 +4,13 @@ Nothing here knows about diffusion; :mod:`fastcfg` holds the rules.
 """
 
 from . import math
-from .backends import Backend, choose_backend
+from .backends.registry import Backend, choose_backend
+from .backends.triton.launch_plan import LaunchPlan, plan_launch
 from .checks import check_param
-from .generated import function_from_source
-from .gpu.launch_plan import LaunchPlan, plan_launch
+from .formula.generated import function_from_source
+from .formula.program import Figures, Program, Stage, compile_program
 from .guide import Target, guide, guide_at_once, guide_checked, guide_outputs, writable
 from .host import lerp_weight
-from .program import Figures, Program, Stage, compile_program
 from .shadow import shadow
 
 __all__ = [

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
-from .program import Program
-from .tiles import accumulator
+from .backends.torch.tiles import accumulator
+from .formula.program import Program
 
 __all__ = [
     "FLOATS",

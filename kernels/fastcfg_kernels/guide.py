@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import functional, library, shadow
-from .backends import choose_backend, default_backend, native, requested_backend
+from . import library, shadow
+from .backends.cpu.backend import guide_contiguous, guide_cpp
+from .backends.registry import choose_backend, default_backend, native, requested_backend
+from .backends.torch import functional
+from .backends.torch.tiles import accumulator, figure_dtype
+from .backends.triton.launch_plan import Strategy
 from .checks import (
     FLOATS,
     check_elementwise,
@@ -22,13 +26,10 @@ from .checks import (
     followed,
     transformed,
 )
-from .cpp.backend import guide_contiguous, guide_cpp
-from .gpu.launch_plan import Strategy
+from .formula.program import Program
 from .groups import Groups
 from .host import lerp_weight
 from .paths import collide, run, run_triton
-from .program import Program
-from .tiles import accumulator, figure_dtype
 
 __all__ = ["Target", "guide", "guide_at_once", "guide_checked", "guide_outputs", "writable"]
 

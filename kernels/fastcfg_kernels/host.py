@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .program import Program
+from .formula.program import Program
 
 __all__ = ["host_params", "lerp_weight", "weigh_on_host"]
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import functional
-from .gpu import backend as triton_backend
-from .program import Program
-from .tiles import accumulator
+from .backends.torch import functional
+from .backends.torch.tiles import accumulator
+from .backends.triton import backend as triton_backend
+from .formula.program import Program
 from .tracing import constant_when_traced
 
 __all__ = ["guide_in_graph", "wanted"]
@@ -56,7 +56,8 @@ def guide_in_graph(
     """Guide by the op; numbers become 0-dim tensors, whose values no graph depends on.
 
     Args:
-        inputs, params, results, dims, strategy: as :func:`~fastcfg_kernels.gpu.backend.guide_triton` has them.
+        inputs, params, results, dims, strategy: as
+            :func:`~fastcfg_kernels.backends.triton.backend.guide_triton` has them.
         dtypes: of each result.
     """
     acc = accumulator(inputs[0].dtype)

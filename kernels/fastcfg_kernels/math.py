@@ -6,7 +6,7 @@ kernel. Each function therefore looks at what it was given:
 
 * inside a compiled Triton kernel ``_semantic`` is passed by the compiler;
 * under Triton's interpreter the arguments are ``tl.tensor``;
-* while C++ is written for the CPU they are :class:`~fastcfg_kernels.terms.Term`;
+* while C++ is written for the CPU they are :class:`~fastcfg_kernels.formula.terms.Term`;
 * otherwise they are torch tensors, or host numbers.
 
 Only operations that every device and the interpreter have are here; nothing that lives in a device library alone.
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .terms import Term
+from .formula.terms import Term
 
 try:
     import triton.language as tl

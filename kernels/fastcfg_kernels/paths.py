@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import functional
-from .backends import leave
-from .cpp.backend import guide_cpp
-from .gpu import backend as triton_backend
-from .gpu.launch_plan import Strategy
-from .program import Program
-from .tiles import accumulator
+from .backends.cpu.backend import guide_cpp
+from .backends.registry import leave
+from .backends.torch import functional
+from .backends.torch.tiles import accumulator
+from .backends.triton import backend as triton_backend
+from .backends.triton.launch_plan import Strategy
+from .formula.program import Program
 
 __all__ = ["collide", "run", "run_triton"]
 

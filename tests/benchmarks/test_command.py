@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fastcfg import benchmarks
-from fastcfg.cli import app
+from fastcfg.cli import benchmarks
+from fastcfg.cli.app import app
 
 
 def test_arguments_and_status_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:

@@ -3,8 +3,8 @@
 from benchmarks.gating_demo import Row, guidances, sweet_spot, to_markdown
 from benchmarks.report import Environment
 from fastcfg import CFG
+from fastcfg.denoiser.planner import run_cost
 from fastcfg.metrics import Quality
-from fastcfg.planner import run_cost
 
 
 def row(name: str, passes: float, digit: float, distance: float) -> Row:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fastcfg import CFG, guide
-from fastcfg.classifier import ClassifierGuidance, classifier_gradient, implied_classifier_gradient
-from fastcfg.parameterization import convert, posterior_mean
-from fastcfg.universal import universal_gradient, universal_step
+from fastcfg.methods.classifier import ClassifierGuidance, classifier_gradient, implied_classifier_gradient
+from fastcfg.methods.universal import universal_gradient, universal_step
+from fastcfg.prediction import convert, posterior_mean
 
 from .affine_bounds import check_sum
 from .oracles import classifier

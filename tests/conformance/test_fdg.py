@@ -9,11 +9,11 @@ import torch
 from conformance.oracles import classifier_free, projection, rescale
 from conformance.oracles.rounding import ulp
 from conformance.peers import diffusers_guiders
-from fastcfg import CFG, FDG, Clamp, Linear, Rescale, Rule, guide, pyramid, schedules
-from fastcfg.frames import guide_frames
-from fastcfg.geometry import geometry
-from fastcfg.planner import plan
-from fastcfg.rules import fdg
+from fastcfg import CFG, FDG, Clamp, Linear, Rescale, Rule, guide, schedules
+from fastcfg.core.frames import guide_frames
+from fastcfg.denoiser.planner import plan
+from fastcfg.metrics.geometry import geometry
+from fastcfg.rules import fdg, pyramid
 
 SHAPES = [(2, 3, 16, 32), (1, 4, 32, 24), (2, 2, 20, 28), (1, 2, 3, 16, 16)]
 OPTIONS: list[dict[str, Any]] = [

@@ -8,8 +8,8 @@ import torch
 
 from conformance.oracles import classifier_free as oracle
 from fastcfg import CFG, GuidedDenoiser, HistoryGuidance, InnerGuidance, Linear, Rule, guide, schedules
-from fastcfg.history import HistoryView, history_conditions, history_views, prediction_task, with_history
-from fastcfg.planner import plan
+from fastcfg.denoiser.planner import plan
+from fastcfg.methods.history import HistoryView, history_conditions, history_views, prediction_task, with_history
 
 B, C, F, H, W = 2, 2, 6, 3, 4
 HISTORY, T = 3, 0.8

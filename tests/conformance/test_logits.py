@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from fastcfg.adapters.transformers import FusedClassifierFreeGuidanceLogitsProcessor
-from fastcfg.logits import guide_logits
+from fastcfg.methods.logits import guide_logits
 
 from .affine_bounds import check_within
 from .cases import EPSILON

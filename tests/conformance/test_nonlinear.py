@@ -10,10 +10,10 @@ import torch
 from diffusers.pipelines.deprecated.stable_diffusion_sag import pipeline_stable_diffusion_sag as sag_pipeline
 
 from fastcfg import CFG, guide
-from fastcfg.attention import attention_mask, degrade, normalized_attention_guidance
-from fastcfg.fresca import fresca
-from fastcfg.mahiro import mahiro
-from fastcfg.thresholding import DIFFUSERS_CAP, dynamic_threshold, static_threshold
+from fastcfg.methods.attention import attention_mask, degrade, normalized_attention_guidance
+from fastcfg.methods.fresca import fresca
+from fastcfg.methods.mahiro import mahiro
+from fastcfg.methods.thresholding import DIFFUSERS_CAP, dynamic_threshold, static_threshold
 
 from .affine_bounds import check_within
 from .cases import EPSILON

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastcfg.noise_rescaling import epsilon_scaling, temporal_score_rescaling
-from fastcfg.parameterization import affine_map, convert, posterior_mean
-from fastcfg.steps import cfg_pp_step, ddim_step
+from fastcfg.methods.noise_rescaling import epsilon_scaling, temporal_score_rescaling
+from fastcfg.prediction import affine_map, convert, posterior_mean
+from fastcfg.samplers.steps import cfg_pp_step, ddim_step
 
 from .affine_bounds import check_sum
 from .oracles import classifier, classifier_free, nonlinear

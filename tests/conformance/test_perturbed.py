@@ -7,7 +7,7 @@ from conformance.cases import Case, draw, exact
 from conformance.field_cases import PERTURBED, check, check_rows, shape_of
 from conformance.oracles import perturbed
 from fastcfg import CFG, LTX2, Autoguidance, Linear, Perturbed, Rule, SelfAttentionGuidance, guide
-from fastcfg.planner import plan
+from fastcfg.denoiser.planner import plan
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])

@@ -40,7 +40,7 @@ from fastcfg import (
     State,
     guide,
 )
-from fastcfg.parameterization import Prediction
+from fastcfg.prediction import Prediction
 
 LINEAR: tuple[Rule, ...] = (
     CFG(7.5), CFG(3.0, base="cond"), NegativePrompt(4.0), DualCFG(5.0, 2.0), MultiCondition((3.0, 1.5, -1.0)),

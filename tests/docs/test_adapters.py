@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from fastcfg.adapters import comfyui
-from fastcfg.cli import app
+from fastcfg.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adapters.md").read_text()

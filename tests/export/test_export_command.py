@@ -16,7 +16,7 @@ import fastcfg
 from benchmarks.export_models import Toy
 from benchmarks.export_models import toy as toy_model
 from fastcfg import CFG, PerpNeg
-from fastcfg.cli import app
+from fastcfg.cli.app import app
 
 
 def toy() -> GraphModel:

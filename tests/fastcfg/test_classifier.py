@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastcfg import Linear, guide
-from fastcfg.classifier import (
+from fastcfg.methods.classifier import (
     ClassifierGuidance,
     classifier_gradient,
     implied_classifier_gradient,
@@ -18,8 +18,8 @@ from fastcfg.classifier import (
     noisy_classifier_loss,
     train_noisy_classifier,
 )
+from fastcfg.methods.universal import universal_gradient, universal_step
 from fastcfg.schedules import Linear as LinearSchedule
-from fastcfg.universal import universal_gradient, universal_step
 
 X, G = torch.randn(3, 4), torch.randn(3, 4)
 NET = torch.nn.Linear(4, 5)

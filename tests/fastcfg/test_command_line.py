@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fastcfg
-from fastcfg.cli import app
+from fastcfg.cli.app import app
 
 runner = CliRunner()
 

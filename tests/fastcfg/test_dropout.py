@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastcfg.dropout import INSTRUCT_PIX2PIX, ConditionDropout, replace_dropped
+from fastcfg.methods.dropout import INSTRUCT_PIX2PIX, ConditionDropout, replace_dropped
 
 COUNT = 200_000
 

@@ -35,8 +35,8 @@ def draw(rule: Rule, shape: tuple[int, ...], dtype: torch.dtype = torch.float64)
 def run(rule: Rule, path: str, given: dict[str, torch.Tensor], **options: Any) -> torch.Tensor:
     if path in ("row", "two_launch"):
         with pytest.MonkeyPatch.context() as patch:
-            call = fastcfg.launch.fk.guide_checked
-            patch.setattr(fastcfg.launch.fk, "guide_checked", lambda *a, **k: call(*a, **{**k, "strategy": path}))
+            call = fastcfg.core.launch.fk.guide_checked
+            patch.setattr(fastcfg.core.launch.fk, "guide_checked", lambda *a, **k: call(*a, **{**k, "strategy": path}))
             return guide(rule, backend="triton", **given, **options)
     return guide(rule, backend=None if path == "auto" else path, **given, **options)
 

@@ -22,8 +22,8 @@ from fastcfg import (
     guide,
     schedules,
 )
-from fastcfg.frames import guide_frames, keyframe_scales, temporal_decay, uniform_scales
-from fastcfg.steadiness import aliasing, flicker, jitter
+from fastcfg.core.frames import guide_frames, keyframe_scales, temporal_decay, uniform_scales
+from fastcfg.metrics.steadiness import aliasing, flicker, jitter
 
 SHAPES = {2: (2, 3, 5, 4, 6), 1: (2, 5, 3, 4, 6)}
 FRAMES = 5

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcfg import CFG, Clamp, DualCFG, InnerGuidance, NegativePrompt, PerpNeg, Rescale, Rule, guide, schedules
-from fastcfg.geometry import Geometry, geometry
+from fastcfg.metrics.geometry import Geometry, geometry
 
 RULES = [
     CFG(7.5),

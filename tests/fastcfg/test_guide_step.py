@@ -54,8 +54,8 @@ def run(
 ) -> torch.Tensor:
     if path in ("row", "two_launch"):
         with pytest.MonkeyPatch.context() as patch:
-            force = fastcfg.launch.fk.guide_checked
-            patch.setattr(fastcfg.launch.fk, "guide_checked", lambda *a, **k: force(*a, **{**k, "strategy": path}))
+            force = fastcfg.core.launch.fk.guide_checked
+            patch.setattr(fastcfg.core.launch.fk, "guide_checked", lambda *a, **k: force(*a, **{**k, "strategy": path}))
             return guide_step(rule, step, x=x, state=state, backend="triton", **options, **given)
     return guide_step(rule, step, x=x, state=state, backend=None if path == "auto" else path, **options, **given)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastcfg import HistoryGuidance
-from fastcfg.history import (
+from fastcfg.methods.history import (
     HistoryTask,
     HistoryView,
     history_conditions,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastcfg.langevin import langevin, sequence_score, temper
-from fastcfg.logits import guide_logits
+from fastcfg.methods.langevin import langevin, sequence_score, temper
+from fastcfg.methods.logits import guide_logits
 
 U, C = torch.randn(2, 9), torch.randn(2, 9)
 

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastcfg.attention import attention_mask, degrade, normalized_attention_guidance
-from fastcfg.fresca import fresca
-from fastcfg.mahiro import mahiro
-from fastcfg.noise_rescaling import epsilon_scaling, temporal_score_rescaling
-from fastcfg.thresholding import dynamic_threshold, static_threshold
+from fastcfg.methods.attention import attention_mask, degrade, normalized_attention_guidance
+from fastcfg.methods.fresca import fresca
+from fastcfg.methods.mahiro import mahiro
+from fastcfg.methods.noise_rescaling import epsilon_scaling, temporal_score_rescaling
+from fastcfg.methods.thresholding import dynamic_threshold, static_threshold
 
 X, Y = torch.randn(2, 3, 12, 12), torch.randn(2, 3, 12, 12)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastcfg.parameterization import Prediction, affine_map, convert, posterior_mean
-from fastcfg.steps import ddim_step
+from fastcfg.prediction import Prediction, affine_map, convert, posterior_mean
+from fastcfg.samplers.steps import ddim_step
 
 X, P = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
 

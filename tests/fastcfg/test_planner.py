@@ -26,7 +26,7 @@ from fastcfg import (
     guide,
     schedules,
 )
-from fastcfg.planner import plan, run_cost, same_condition
+from fastcfg.denoiser.planner import plan, run_cost, same_condition
 
 X = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(2, 3, 4)
 

@@ -18,7 +18,7 @@ from fastcfg.distill.conventions import (
     lcm_weight,
     scale_from_lcm_weight,
 )
-from fastcfg.presets import SWEET_SPOTS, all_presets, guard_extreme_scale, preset, sweet_spot_advice
+from fastcfg.rules.presets import SWEET_SPOTS, all_presets, guard_extreme_scale, preset, sweet_spot_advice
 from fastcfg.schedules import Linear
 
 TABLE = {

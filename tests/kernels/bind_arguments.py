@@ -8,8 +8,8 @@ import json
 
 import torch
 import triton
-from fastcfg_kernels.gpu import gates
-from fastcfg_kernels.gpu.launch import Signature, prepare
+from fastcfg_kernels.backends.triton import gates
+from fastcfg_kernels.backends.triton.launch import Signature, prepare
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature

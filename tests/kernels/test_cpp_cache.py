@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fastcfg_kernels.cpp import build
+from fastcfg_kernels.backends.cpu import build
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="there is no C++ compiler")
 TEXT = 'extern "C" int answer() { return 42; }'

@@ -178,7 +178,7 @@ def test_strategies_tell_the_same(strategy: Any) -> None:
 COMPILED = """
 import torch
 from fastcfg import APG, CFG
-from fastcfg_kernels.gpu.aot import Sizes, compile_ahead
+from fastcfg_kernels.backends.triton.aot import Sizes, compile_ahead
 for rule, target, counts in (
     (CFG(rescale=0.7), "cuda:90", (4_096, 65_536)),
     (APG(norm_threshold=5.0), "hip:gfx942", (65_536,)),

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from fastcfg_kernels.gpu import gates
-from fastcfg_kernels.gpu.aot import TARGETS, Compiled, Sizes, compile_ahead
-from fastcfg_kernels.gpu.backend import interpreting
+from fastcfg_kernels.backends.triton import gates
+from fastcfg_kernels.backends.triton.aot import TARGETS, Compiled, Sizes, compile_ahead
+from fastcfg_kernels.backends.triton.backend import interpreting
 
 from .oldest_triton import oldest_triton
 
@@ -25,7 +25,7 @@ def run_gates(cache: Path, *arguments: str, triton: Path | None = None) -> Rows:
     environment["TRITON_CACHE_DIR"] = str(cache)
     if triton is not None:
         environment["PYTHONPATH"] = str(triton)
-    command = [sys.executable, "-m", "fastcfg_kernels.gpu.gates", "--json", *arguments]
+    command = [sys.executable, "-m", "fastcfg_kernels.backends.triton.gates", "--json", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

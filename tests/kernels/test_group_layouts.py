@@ -5,9 +5,9 @@ from unittest import mock
 import pytest
 import torch
 from fastcfg_kernels import guide_checked
-from fastcfg_kernels.gpu.gates import PARAMS, programs
-from fastcfg_kernels.gpu.launch import Launch, prepare
-from fastcfg_kernels.gpu.layout import group_layout
+from fastcfg_kernels.backends.triton.gates import PARAMS, programs
+from fastcfg_kernels.backends.triton.launch import Launch, prepare
+from fastcfg_kernels.backends.triton.layout import group_layout
 from fastcfg_kernels.groups import Groups
 
 DIMS = {

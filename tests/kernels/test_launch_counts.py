@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 import torch
 from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance, ClassifierFreeZeroStarGuidance
-from fastcfg_kernels.gpu.launch import Launch
+from fastcfg_kernels.backends.triton.launch import Launch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcfg

@@ -2,8 +2,8 @@
 
 import pytest
 from fastcfg_kernels import plan_launch
-from fastcfg_kernels.gpu.launch_plan import CHUNK_BYTES, MAX_TILES
-from fastcfg_kernels.tiles import TILE
+from fastcfg_kernels.backends.torch.tiles import TILE
+from fastcfg_kernels.backends.triton.launch_plan import CHUNK_BYTES, MAX_TILES
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fastcfg_kernels import library
-from fastcfg_kernels.gpu.gates import PARAMS, programs
+from fastcfg_kernels.backends.triton.gates import PARAMS, programs
 
 import fastcfg
 from fastcfg import CFG, PerpNeg

@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 from fastcfg_kernels import guide_outputs
-from fastcfg_kernels.gpu.gates import PARAMS, programs
-from fastcfg_kernels.gpu.verify import STRATEGIES, check_strategy, run_watched, verify
+from fastcfg_kernels.backends.triton.gates import PARAMS, programs
+from fastcfg_kernels.backends.triton.verify import STRATEGIES, check_strategy, run_watched, verify
 
 import fastcfg
 from fastcfg import CFG
@@ -79,7 +79,7 @@ def test_a_captured_guidance_replays_what_it_was_given(strategy: str, passed: se
 def test_a_first_cooperative_launch_inside_a_capture_is_an_error() -> None:
     code = (
         "import torch; from fastcfg_kernels import guide_outputs\n"
-        "from fastcfg_kernels.gpu.gates import PARAMS, programs\n"
+        "from fastcfg_kernels.backends.triton.gates import PARAMS, programs\n"
         "p = programs()['rescale']; x = [torch.randn(1, 65536, device='cuda') for _ in p.predictions]\n"
         "with torch.cuda.graph(torch.cuda.CUDAGraph()):\n"
         "    guide_outputs(x, p, {n: PARAMS[n] for n in p.params}, backend='triton', strategy='cooperative')\n"

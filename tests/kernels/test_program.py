@@ -7,7 +7,7 @@ import fastcfg_kernels as fk
 import pytest
 import torch
 from fastcfg_kernels import Stage, compile_program
-from fastcfg_kernels.functional import guide_rows
+from fastcfg_kernels.backends.torch.functional import guide_rows
 
 NAMES = ("uncond", "cond", "negative")
 P = [torch.randn(2, 5000, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) + k for k in range(3)]

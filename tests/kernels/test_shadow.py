@@ -8,9 +8,9 @@ from pathlib import Path
 import fastcfg_kernels as fk
 import pytest
 import torch
-from fastcfg_kernels.gpu import backend as triton_backend
-from fastcfg_kernels.gpu import formula as triton_formula
-from fastcfg_kernels.gpu.gates import PARAMS, programs
+from fastcfg_kernels.backends.triton import backend as triton_backend
+from fastcfg_kernels.backends.triton import formula as triton_formula
+from fastcfg_kernels.backends.triton.gates import PARAMS, programs
 
 import fastcfg
 

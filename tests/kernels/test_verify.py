@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastcfg_kernels.gpu import backend as triton_backend
-from fastcfg_kernels.gpu import verified, verify
-from fastcfg_kernels.gpu.arrivals import CAPTURED, Arrivals
+from fastcfg_kernels.backends.triton import backend as triton_backend
+from fastcfg_kernels.backends.triton import verified, verify
+from fastcfg_kernels.backends.triton.arrivals import CAPTURED, Arrivals
 from typer.testing import CliRunner
 
-from fastcfg.cli import app
+from fastcfg.cli.app import app
 
 CPU = torch.device("cpu")
 
@@ -93,7 +93,7 @@ def test_auto_takes_cooperative_where_it_passed(
     monkeypatch.setattr(verify, "run_watched", watched)
     outcomes = {o.strategy: o.passed for o in verify.verify(0)}
     assert outcomes == {"row": False, "two_launch": True, "cooperative": True}
-    assert len(commands) == 3 and all("fastcfg_kernels.gpu.verify" in command for command in commands)
+    assert len(commands) == 3 and all("fastcfg_kernels.backends.triton.verify" in command for command in commands)
     assert programs(gpu, None) == 132
     monkeypatch.setattr(torch.version, "hip", "7.0")
     assert programs(gpu, None) == programs(gpu, "cooperative") == 0

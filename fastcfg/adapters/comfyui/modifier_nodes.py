@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ...combination import check_choice
 from ...rules import Clamp, NormCap, Rescale, Rule
 from ...schedules import Cosine, Exponential, Linear, Schedule
+from ...validate import check_choice
 from .hooks import attach, recipe_of
 from .perturbed import Patch, attach_perturbed, layers, skip_attention, skip_layer
 from .recipe import Modifier

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...guidance import guide
+from ...core.guide import guide
 from ...rules import Linear, Rescale, Rule
 from .hooks import comfy
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ...guidance import guide
-from ...parameterization import Kind, Prediction
+from ...core.guide import guide
+from ...core.state import State
+from ...prediction import Kind, Prediction
 from ...rules import CFG, InDomain, Linear, Rule
 from ...schedules import Schedule
-from ...state import State
 from .space import Space
 
 __all__ = [

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ...fresca import fresca
-from ...mahiro import mahiro
-from ...noise_rescaling import epsilon_scaling, temporal_score_rescaling
-from ...thresholding import dynamic_threshold
+from ...methods.fresca import fresca
+from ...methods.mahiro import mahiro
+from ...methods.noise_rescaling import epsilon_scaling, temporal_score_rescaling
+from ...methods.thresholding import dynamic_threshold
 from .space import prediction_at
 from .spec import MODEL, Node, number, whole
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import fastcfg_kernels as fk
 
-from ...combination import check_choice
 from ...rules import APG, CFG, FDG, TCFG, CFGZeroStar, MaMBOG, PerpNeg, Rule
 from ...rules.base import Lowered, Parameter
 from ...schedules import Schedule
+from ...validate import check_choice
 from ..common import with_scale
 from .hooks import attach, recipe_of
 from .recipe import Recipe, with_base

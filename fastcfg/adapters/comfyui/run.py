@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...state import State
+from ...core.state import State
 from ..common import step_at
 
 __all__ = ["Memory", "begin_run", "memory_of"]

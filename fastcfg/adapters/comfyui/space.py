@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ...combination import check_choice
-from ...parameterization import Kind, Prediction
+from ...prediction import Kind, Prediction
+from ...validate import check_choice
 
 __all__ = ["SPACES", "Space", "check_space", "kind_of", "prediction_at"]
 

@@ -9,8 +9,8 @@ from typing import Any
 from diffusers import ModularPipeline
 from diffusers.guiders.guider_utils import BaseGuidance
 
-from ...combination import check_choice
 from ...rules import Rule
+from ...validate import check_choice
 from . import guiders, guiders_perturbed
 from .guider_conditions import ConditionGuider
 from .guider_core import FusedGuider

@@ -10,8 +10,8 @@ from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.hooks import LayerSkipConfig
 from torch import Tensor
 
-from ...frames import guide_frames
-from ...parameterization import Prediction
+from ...core.frames import guide_frames
+from ...prediction import Prediction
 from ...rules import Linear, Parameter, Rule
 from .guider_arguments import FusedOutput
 from .guider_core import Call, FusedGuider

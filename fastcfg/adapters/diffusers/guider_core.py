@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from fastcfg_kernels.tiles import accumulator
+from fastcfg_kernels.backends.torch.tiles import accumulator
 from torch import Tensor
 
-from ...combination import check_choice
-from ...guidance import guide
+from ...core.guide import guide
+from ...core.state import State
 from ...rules import Linear, Rescale, Rule
-from ...state import State
+from ...validate import check_choice
 from .guider_arguments import FusedOutput, as_scale, initialiser
 from .guider_steps import StepGuider
 

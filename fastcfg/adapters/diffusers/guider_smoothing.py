@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...attention import gaussian_blur
-from ...combination import upcast
+from ...methods.attention import gaussian_blur
+from ...validate import upcast
 from .guider_layers import self_attention
 
 __all__ = ["BlurredQueries", "blur_queries"]

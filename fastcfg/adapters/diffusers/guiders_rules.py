@@ -9,11 +9,11 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from ...combination import number
-from ...parameterization import convert
+from ...methods.thresholding import dynamic_threshold
+from ...prediction import convert
 from ...rules import CFG, DualCFG, InstructPix2Pix, MultiCondition, PerpNeg, Rule
 from ...schedules import Schedule
-from ...thresholding import dynamic_threshold
+from ...validate import number
 from .guider_arguments import as_scale, as_scales
 from .guider_conditions import ConditionGuider
 from .guider_core import Call

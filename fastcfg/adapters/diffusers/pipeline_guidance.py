@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...frames import guide_frames
-from ...guidance import guide
-from ...planner import PassPlan, plan
+from ...core.frames import guide_frames
+from ...core.guide import guide
+from ...core.state import State
+from ...denoiser.planner import PassPlan, plan
 from ...rules import Linear, Rule
-from ...state import State
 from .pipeline_calls import Call
 from .pipeline_check import combination_error
 from .pipeline_forms import PipelineForm

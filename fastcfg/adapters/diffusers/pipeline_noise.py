@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ...parameterization import Kind, Prediction
+from ...prediction import Kind, Prediction
 
 __all__ = ["SchedulerLevels", "run_length", "scheduler_sigmas"]
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ...combination import check_choice
 from ...rules import Rule
+from ...validate import check_choice
 from .pipeline_forms import PipelineForm
 from .pipeline_guidance import Conditions, PipelineGuidance
 from .pipeline_stand_ins import StandIn

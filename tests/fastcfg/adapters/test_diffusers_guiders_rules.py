@@ -44,7 +44,7 @@ from fastcfg import (
     guide_frames,
     schedules,
 )
-from fastcfg.parameterization import Prediction
+from fastcfg.prediction import Prediction
 
 SHAPE = (2, 4, 6, 8, 8)
 RULES: list[Rule] = [

@@ -12,7 +12,7 @@ from fastcfg.demo.model import UNetConfig
 from fastcfg.demo.run import train_demo
 from fastcfg.demo.train import TrainConfig, Trainer, train
 from fastcfg.files import load_tensors
-from fastcfg.training import TrainingDiverged
+from fastcfg.methods.training import TrainingDiverged
 
 TINY = TrainConfig(steps=6, batch=4, warmup=2, model=UNetConfig(width=8, embedding=16))
 

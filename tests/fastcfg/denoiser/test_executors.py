@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcfg import CFG, Condition, DualCFG, GuidedDenoiser, Perturbed, Sampler, schedules
-from fastcfg.conditions import same_condition
+from fastcfg.core.conditions import same_condition
 from fastcfg.denoiser import Auto, Batched, Executor, Pass, Sequential
 from fastcfg.denoiser.automatic import CPU_ELEMENTS, fits
 

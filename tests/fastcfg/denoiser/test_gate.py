@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from fastcfg_kernels.tiles import Moments
+from fastcfg_kernels.backends.torch.tiles import Moments
 
 from fastcfg import CFG, GatedCFG, GuidedDenoiser, Rescale, ResidualCFG, Rule, State, guide, schedules
 from fastcfg.denoiser import REASONS, PassReport, Sequential

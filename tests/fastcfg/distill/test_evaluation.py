@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from fastcfg import APG, CFG, PerpNeg
-from fastcfg.cli import app
+from fastcfg.cli.app import app
 from fastcfg.demo.judge import Judge
 from fastcfg.distill import DistillConfig, Distiller, Task, command, gap, step_time, student_sample, teacher_sample
 from fastcfg.distill import demo as demo_module

@@ -19,7 +19,7 @@ from fastcfg.distill.rollout import Batch
 from fastcfg.distill.task import draw_scales
 from fastcfg.distill.train import relative_loss
 from fastcfg.files import load_tensors
-from fastcfg.training import TrainingDiverged
+from fastcfg.methods.training import TrainingDiverged
 
 TINY = DistillConfig(
     steps=6,

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fastcfg.adapters import comfyui
 from fastcfg.adapters.comfyui.install import install, uninstall
-from fastcfg.cli import app
+from fastcfg.cli.app import app
 
 
 @pytest.fixture

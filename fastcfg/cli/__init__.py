@@ -1,0 +1,1 @@
+"""The command `fastcfg`; `fastcfg.cli.app` needs typer and rich."""

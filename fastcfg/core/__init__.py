@@ -1,0 +1,1 @@
+"""Guidance on tensors: one call, one step, frames, state and conditions."""

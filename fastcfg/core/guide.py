@@ -1,0 +1,254 @@
+"""Guidance of named predictions by a rule."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import fastcfg_kernels as fk
+import torch
+from fastcfg_kernels.backends.torch.functional import Merge
+from fastcfg_kernels.checks import FLOATS, check_out, check_tensors
+from torch import Tensor
+
+from ..prediction import Prediction
+from ..rules import Rule
+from ..telemetry.recorder import Mark, Telemetry
+from ..telemetry.recording import Recording, begin
+from .launch import check_names, domain_levels, launch, parameter_values, rule_inputs
+from .state import State
+
+__all__ = ["guide", "split_batch"]
+
+
+def split_batch(rule: Rule, batch: Tensor, order: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """The predictions of one tensor that holds all of them along dim 0, as views.
+
+    Args:
+        batch: ``[k*B, ...]``, k blocks of B samples in the order of ``rule.conditions``, or of ``order``.
+        order: the blocks' names where they come in another order (``("cond", "uncond")``, say).
+
+    Raises:
+        ValueError: naming ``order`` or ``batch`` if they don't fit the rule.
+    """
+    names = tuple(order or rule.conditions)
+    if sorted(names) != sorted(rule.conditions):
+        raise ValueError(f"order: expected the names {list(rule.conditions)} in some order, got {list(names)}")
+    if not isinstance(batch, Tensor):
+        raise TypeError(f"batch: expected a tensor, got {type(batch).__name__}")
+    if batch.dim() < 2 or batch.shape[0] % len(names):
+        raise ValueError(
+            f"batch: expected [k*B, ...] with k = {len(names)} ({', '.join(names)}), got {list(batch.shape)}"
+        )
+    parts = batch.view(len(names), batch.shape[0] // len(names), *batch.shape[1:]).unbind(0)
+    return dict(zip(names, parts, strict=True))
+
+
+def guide(
+    rule: Rule,
+    batch: Tensor | None = None,
+    *,
+    params: Mapping[str, Any] | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+    order: Sequence[str] | None = None,
+    check: bool = False,
+    state: State | None = None,
+    numerics: Literal["fp32", "eager"] = "fp32",
+    x: Tensor | None = None,
+    prediction: Prediction | None = None,
+    scale_map: Tensor | None = None,
+    mask: Tensor | None = None,
+    shards: Merge | None = None,
+    telemetry: Telemetry | Mark | None = None,
+    **predictions: Tensor,
+) -> Tensor:
+    """The guided prediction of a rule.
+
+    ``guide(CFG(7.5), uncond=u, cond=c)``, or ``guide(CFG(7.5), batch)`` for one tensor that holds all of them.
+
+    Args:
+        rule: a rule whose schedules are resolved (``rule.at(step, num_steps)``).
+        batch: ``[k*B, ...]``, the predictions along dim 0 in the order of ``rule.conditions`` (or of ``order``).
+        params: overrides of the rule's parameters by name: a number, or a 0-dim or ``[B]`` floating tensor for a
+            value per sample. Nothing is read back from a device.
+        out: tensor to write; it may be one of the predictions. On a CPU, memory for a new result of some megabytes,
+            where the allocator gets it from the system, takes longer than the guidance.
+        backend: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"torch"``; see :func:`fastcfg_kernels.guide`.
+        order: names of the blocks of ``batch``.
+        check: also check that tensors in ``params`` are finite, which waits for the device.
+        state: what a rule with memory (momentum, a cached delta) reads and writes: one for each request.
+        numerics: ``"fp32"``, float32 accumulation and one rounding; or ``"eager"``, for rules without sums the
+            operations of diffusers in their order and the predictions' dtype, and so its bits.
+        x, prediction: for a rule with a domain (:class:`fastcfg.InDomain`), the noisy latent ``[B, ...]`` and what
+            the model predicts at which noise level.
+        scale_map: factor of every delta (what guidance adds to the rule's first prediction), elementwise and before
+            anything is measured: 0 leaves that prediction, 1 changes nothing. Floating, of any shape that broadcasts
+            to the predictions': ``[B, 1, H, W]`` for regions, ``[B, 1, F, 1, 1]`` for frames. The predictions
+            themselves are measured as they are.
+        mask: zero or False where an element is left out of every sum (padding tokens, ``[B, T, 1]``); it is guided
+            as all others.
+        shards: where each rank of ``torch.distributed`` holds a part of every sample, what makes the sums of whole
+            samples: a :class:`fastcfg.parallel.Shards`. On torch operations.
+        telemetry: a :class:`fastcfg.telemetry.Telemetry` (or its :meth:`~fastcfg.telemetry.Telemetry.at`), which
+            counts the call and may record it.
+        predictions: tensors ``[B, ...]`` of one shape, dtype and device, by the names in ``rule.conditions``.
+
+    Returns:
+        ``[B, ...]`` in the predictions' dtype, with float32 accumulation (float64 for float64) and one rounding.
+
+    Raises:
+        TypeError, ValueError: naming the argument, for anything that does not fit.
+    """
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule: expected a fastcfg rule, got {type(rule).__name__}")
+    if batch is not None:
+        if predictions:
+            raise ValueError(f"batch: give one tensor or named predictions, not both (got {sorted(predictions)})")
+        predictions = split_batch(rule, batch, order)
+    if params is not None and not isinstance(params, Mapping):
+        raise TypeError(f"params: expected a mapping from names to values, got {type(params).__name__}")
+    if telemetry is not None and (recording := begin(telemetry, rule, predictions, backend, numerics)) is not None:
+        return _recorded(
+            recording, rule, predictions, params, out, backend, check, state, x, prediction, scale_map, mask, shards
+        )
+    if (
+        (lerp := rule.lerp) is not None
+        and params is None
+        and backend is None
+        and numerics == "fp32"
+        and len(predictions) == 2
+    ):
+        # The commonest call, one kernel of torch: nothing may stand in its way.
+        u, c = predictions.get(lerp.base), predictions.get(lerp.delta)
+        if (
+            isinstance(u, Tensor)
+            and isinstance(c, Tensor)
+            and u.shape == c.shape
+            and u.dtype is c.dtype
+            and u.dtype in FLOATS
+            and u.device == c.device
+            and u.layout is c.layout is torch.strided
+            and u.dim() > 1
+            and (out is None or fk.writable(out, (u, c)))
+            and scale_map is None
+            and "FASTCFG_BACKEND" not in os.environ
+        ):
+            return torch.lerp(u, c, lerp.weight, out=out)
+    plain = scale_map is None and mask is None and shards is None
+    usual = plain and params is None and backend is None
+    if rule.plain and usual and numerics == "fp32" and len(predictions) == len(names := rule.lowered.predictions):
+        program, given = rule.lowered.program, [predictions.get(n) for n in names]
+        guided = fk.guide_at_once(program, given, rule.numbers or (), out)
+        if guided is not None:
+            return guided
+    if rule.prepares:
+        if scale_map is not None or mask is not None or shards is not None:
+            raise ValueError(
+                f"scale_map, mask, shards: {type(rule).__name__} makes tensors of the predictions; it takes none"
+            )
+        return _prepared(rule, predictions, params or {}, out, backend, numerics, check)
+    tensors, values = rule_inputs(rule, predictions, params, check)
+    if numerics == "eager":
+        if scale_map is not None or mask is not None:
+            raise ValueError("numerics: 'eager' has no scale_map and no mask")
+        return _eager(rule, predictions, values, out)
+    if numerics != "fp32":
+        raise ValueError(f"numerics: expected 'fp32' or 'eager', got {numerics!r}")
+    lowered = rule.lowered
+    levels = domain_levels(rule, prediction, x)
+    if plain and not (levels or lowered.dims or lowered.extras or lowered.updates):
+        return fk.guide_checked(tensors, lowered.program, values, out=out, backend=backend)[0]
+    mask = mask if lowered.program.reduces else None
+    program = lowered.variant(affine=len(levels) > 0, scaled=scale_map is not None, masked=mask is not None)
+    return launch(
+        rule,
+        program,
+        tensors,
+        [*values, *levels],
+        out=out,
+        tail=[x] if levels and x is not None else [],
+        scale_map=scale_map,
+        mask=mask,
+        shards=shards,
+        state=state,
+        backend=backend,
+    )[0]
+
+
+def _recorded(
+    recording: Recording,
+    rule: Rule,
+    predictions: Mapping[str, Tensor],
+    params: Mapping[str, Any] | None,
+    out: Tensor | None,
+    backend: str | None,
+    check: bool,
+    state: State | None,
+    x: Tensor | None,
+    prediction: Prediction | None,
+    scale_map: Tensor | None,
+    mask: Tensor | None,
+    shards: Merge | None,
+) -> Tensor:
+    """:func:`guide` with its figures: in the launch that guides, and beside a ``torch.lerp`` in one of its own."""
+    tensors, values = rule_inputs(rule, predictions, params, check)
+    levels = domain_levels(rule, prediction, x)
+    options: dict[str, Any] = {"scale_map": scale_map, "mask": mask, "shards": shards, "backend": backend}
+    program = rule.lowered.variant(
+        affine=len(levels) > 0, scaled=scale_map is not None, masked=mask is not None, figures=recording.sums
+    )
+    if recording.path == "lerp" and scale_map is None and not levels:
+        # Before it is guided: the result may take the place of a prediction.
+        launch(rule, program, tensors, values, targets=[], recording=recording, **options)
+        given: dict[str, Any] = {**predictions}
+        return guide(rule, params=params, out=out, backend=backend, check=check, shards=shards, **given)
+    tail = [x] if levels and x is not None else []
+    values = [*values, *levels]
+    return launch(rule, program, tensors, values, out=out, tail=tail, state=state, recording=recording, **options)[0]
+
+
+def _prepared(
+    rule: Rule,
+    predictions: Mapping[str, Tensor],
+    params: Mapping[str, Any],
+    out: Tensor | None,
+    backend: str | None,
+    numerics: str,
+    check: bool,
+) -> Tensor:
+    """Guide a rule that makes its formula's inputs of the predictions first, in the dtype that is computed in."""
+    names = rule.conditions
+    check_names(rule, names, predictions)
+    given = [predictions[name] for name in names]
+    check_tensors(names, given)
+    if out is not None:
+        check_tensors((names[0], "out"), (given[0], out))
+        check_out(out, given[0])
+    if numerics != "fp32":
+        raise ValueError(f"numerics: {type(rule).__name__} has 'fp32' only, got {numerics!r}")
+    if rule.lowered.domain is not None:
+        raise ValueError(f"rule: {type(rule).__name__} makes tensors of the predictions, and has no domain of its own")
+    first = predictions[names[0]]
+    if backend is not None:  # What prepares everything itself leaves a backend nothing; its name is checked still.
+        fk.choose_backend(rule.program, first.device, backend)
+    made, left = rule.prepare(predictions, params)
+    values = parameter_values(rule, left, first, check)
+    inputs = [made[n] if n in made else predictions[n] for n in rule.lowered.predictions]
+    if len(inputs) > 1:
+        inputs = [tensor.to(inputs[0].dtype) for tensor in inputs]
+        result = fk.guide_checked(inputs, rule.program, values, backend=backend)[0]
+    else:
+        result = inputs[0]
+    return result.to(first.dtype) if out is None else out.copy_(result)
+
+
+def _eager(rule: Rule, predictions: Mapping[str, Tensor], values: Sequence[Any], out: Tensor | None) -> Tensor:
+    def by_sample(value: Any, like: Tensor) -> Any:
+        return value.view(-1, *[1] * (like.dim() - 1)) if isinstance(value, Tensor) and value.dim() else value
+
+    first = next(iter(predictions.values()))
+    named = {n: by_sample(v, first) for n, v in zip(rule.program.params, values, strict=True)}
+    result = rule.eager(predictions, named)
+    return result if out is None else out.copy_(result)

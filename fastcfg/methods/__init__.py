@@ -1,0 +1,1 @@
+"""Guidance that is no rule: attention, logits, classifiers, thresholds, histories and training with dropout."""

@@ -1,0 +1,1 @@
+"""Backends: one folder each, with the choice between them in `registry`."""

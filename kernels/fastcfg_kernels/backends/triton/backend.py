@@ -1,0 +1,108 @@
+"""Launches the Triton kernels on tensors as they lie in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...formula.program import Program
+from .arrivals import arrivals
+from .formula import interpreting, kernel_constants, unavailable
+from .launch import OPTIONS, Signature, alignments, prepare
+from .launch_plan import Strategy
+from .verified import device_key, verified
+
+__all__ = ["OPTIONS", "guide_triton", "interpreting", "kernel_constants", "unavailable"]
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """Truth values as bytes, in the same memory; other tensors as they are."""
+    return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
+
+
+def guide_triton(
+    program: Program,
+    inputs: Sequence[Tensor],
+    params: Sequence[Any],
+    outs: Sequence[Tensor],
+    results: Sequence[int],
+    *,
+    dims: Sequence[int] | None = None,
+    strategy: Strategy | None = None,
+    figures: Tensor | None = None,
+) -> None:
+    """Guide tensors ``[B, ...]`` of any strides on their device; writes ``outs``.
+
+    Args:
+        params: numbers, or tensors of shape ``[]``, ``[B]`` or ``[G]`` (G groups) on the same device.
+        inputs: K predictions of one dtype, the extras, then the elementwise scale and mask of a program that has them.
+        outs: each one of the inputs or apart from them; ``outs[k]`` receives result ``results[k]``.
+        dims: dimensions that sums run over; see :func:`~fastcfg_kernels.backends.triton.layout.group_layout`.
+        strategy: force a launch strategy.
+        figures: contiguous ``[G, F]`` for those of a program that has them.
+    """
+    end = len(program.predictions) + len(program.extras)
+    # What the sums read, and what a step alone does.
+    first = program.width + program.affine
+    reads, tail = (*inputs[:first], *map(_bytes, inputs[end:])), tuple(inputs[first:end])
+    writes = tuple(outs)
+    device = inputs[0].device
+    values = tuple(p.contiguous() if isinstance(p, Tensor) else float(p) for p in params)
+    tensors = (*reads, *tail, *writes)
+    signature = Signature(
+        inputs[0].shape,
+        tuple([t.stride() for t in tensors]),
+        tuple([t.dtype for t in tensors]),
+        len(reads),
+        len(tail),
+        tuple([-1 if isinstance(v, float) else v.dim() and v.numel() for v in values]),
+        tuple(results),
+        None if dims is None else tuple(dims),
+        strategy,
+        _cooperative_programs(device, strategy),
+        device,
+    )
+    prepared = prepare(program, signature)
+    given: dict[str, Any] = {"predictions": reads, "outs": writes, "tail": tail, "parameters": values}
+    pointers = [*tensors, *(v for v in values if isinstance(v, Tensor))]
+    if figures is not None:
+        given["figures"] = figures
+        pointers.append(figures)
+    alignment = alignments(pointers)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if prepared.workspace is not None:
+            given["workspace"] = torch.empty(prepared.workspace, dtype=prepared.accumulator, device=device)
+        if prepared.plan.strategy == "cooperative":
+            given["arrivals"] = _arrivals(prepared.layout.groups, device)
+        for launch in prepared.launches:
+            launch(given, alignment)
+
+
+@cache
+def _multiprocessors(index: int) -> int:
+    count: int = torch.cuda.get_device_properties(index).multi_processor_count
+    return count
+
+
+def _cooperative_programs(device: torch.device, strategy: Strategy | None) -> int:
+    """Programs that a device holds at once and that may wait for each other: one on each multiprocessor.
+
+    That is for NVIDIA's GPUs, where it has been verified (``fastcfg info --verify``) or is asked for by name. Others
+    run such launches one after the other.
+    """
+    if device.type != "cuda" or torch.version.hip or strategy not in (None, "cooperative"):
+        return 0
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if strategy is None and "cooperative" not in verified(device_key(index)):
+        return 0
+    return _multiprocessors(index)
+
+
+def _arrivals(groups: int, device: torch.device) -> Tensor:
+    stream = torch.cuda.current_stream(device).cuda_stream
+    return arrivals.take(groups, device, stream, torch.cuda.is_current_stream_capturing())
