@@ -62,7 +62,7 @@ import torch, fastcfg, fastcfg.telemetry, fastcfg_export, fastcfg_kernels
 assert all(m.__file__.startswith({str(target)!r}) for m in (fastcfg, fastcfg_export, fastcfg_kernels))
 u, c = torch.randn(2, 2, 4, 8, 8)
 assert fastcfg.guide(fastcfg.CFG(3.0, rescale=0.5), uncond=u, cond=c).isfinite().all()
-import fastcfg.cli
+import fastcfg.cli.app
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,

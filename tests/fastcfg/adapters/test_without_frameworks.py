@@ -57,7 +57,7 @@ MISSING = {
     "from fastcfg.adapters.vllm_omni import fuse; fuse(int)": "needs vllm-omni .*pip install vllm-omni",
     "from fastcfg.adapters.comfyui.hooks import comfy; comfy('samplers')": "needs ComfyUI .*fastcfg comfyui install",
     "import asyncio, fastcfg.adapters.comfyui as pack; asyncio.run(pack.comfy_entrypoint())": "comfy_api.latest",
-    "import fastcfg.cli": "typer.*fastcfg\\[cli\\]",
+    "import fastcfg.cli.app": "typer.*fastcfg\\[cli\\]",
 }
 
 
