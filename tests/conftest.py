@@ -1,6 +1,7 @@
 """What has to be so before torch and Triton are imported.
 
-Without a GPU the kernels run in Triton's interpreter, which Triton chooses at its import. Threads that wait for work
+Without a GPU the kernels run in Triton's interpreter, which Triton chooses at its import; with FASTCFG_SOFTWARE_GPU,
+a compute capability such as 90, they are compiled and run on the software GPU of tests/gpu. Threads that wait for work
 do not spin, and torch takes one: workers of pytest-xdist share the cores.
 """
 
@@ -13,7 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("FASTCFG_BACKEND", None)
 
-if not Path("/dev/nvidiactl").exists():
+if os.environ.get("FASTCFG_SOFTWARE_GPU"):
+    os.environ.pop("TRITON_INTERPRET", None)
+elif not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
@@ -23,6 +26,10 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("fastcfg", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("fastcfg")
+if arch := os.environ.get("FASTCFG_SOFTWARE_GPU"):
+    from gpu import harness
+
+    harness.install(int(arch))
 
 
 @pytest.fixture(autouse=True)
