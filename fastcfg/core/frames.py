@@ -211,7 +211,7 @@ def guide_frames(
         program = lowered.variant(figures=recording.sums)
         arguments = [fk.check_param(n, v, rows[0].shape[0], first.device) for n, v in by_group.items()]
         figures = recording.room(program, rows[0], None)
-        guided = fk.guide_checked(rows, program, arguments, backend=backend, figures=figures)[0]
+        guided = fk.guide_checked(rows, program, arguments, backend=backend, stats=figures)[0]
         if figures is not None:
             recording.keep(program, figures, first.shape[0])
         return groups.back(guided)

@@ -136,7 +136,7 @@ def launch(
         dims=lowered.dims,
         merge=shards,
         backend=backend,
-        figures=figures,
+        stats=figures,
     )
     if recording is not None and figures is not None:
         recording.keep(program, figures, first.shape[0])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import fastcfg_kernels as fk
 import torch
-from fastcfg_kernels.backends.torch.tiles import figure_dtype
+from fastcfg_kernels.backends.torch.tiles import stats_dtype
 from torch import Tensor
 
 from .recorder import Mark, Sums, Telemetry
@@ -42,12 +42,12 @@ class Recording:
 
     def room(self, program: fk.Program, first: Tensor, dims: Sequence[int] | None) -> Tensor | None:
         """Memory ``[G, F]`` for a program's figures; None where there are none to take."""
-        if not program.told or not first.numel():
+        if not program.stats or not first.numel():
             return None
         groups = first.shape[0]
         if dims is not None:
             groups = first.numel() // math.prod([first.shape[d] for d in dims]) if dims else 1
-        return torch.empty(groups, len(program.told), dtype=figure_dtype(first.device), device=first.device)
+        return torch.empty(groups, len(program.stats), dtype=stats_dtype(first.device), device=first.device)
 
     def keep(self, program: fk.Program, figures: Tensor, batch: int) -> None:
         """Put a call's figures into the ring, for a batch of so many samples."""
@@ -55,7 +55,7 @@ class Recording:
         if groups > 1 and not self.groups:
             figures, groups = figures.view(batch, groups, -1).mean(1), 1
         mark = self.mark
-        mark.telemetry.write(figures, Write(program.told, groups, self.call, mark.step, mark.ids))
+        mark.telemetry.write(figures, Write(program.stats, groups, self.call, mark.step, mark.ids))
 
 
 def begin(

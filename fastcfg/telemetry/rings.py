@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from fastcfg_kernels.backends.torch.tiles import figure_dtype
+from fastcfg_kernels.backends.torch.tiles import stats_dtype
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -93,7 +93,7 @@ class Ring:
     def __init__(self, device: torch.device, capacity: int) -> None:
         self.device, self.capacity = device, capacity
         self.asynchronous = device.type == "cuda"  # A reader may meet a write half done.
-        self.figures = torch.zeros(capacity, len(FIGURES), dtype=figure_dtype(device), device=device)
+        self.figures = torch.zeros(capacity, len(FIGURES), dtype=stats_dtype(device), device=device)
         self.marks = torch.zeros(capacity, MARKS, dtype=torch.int64, device=device)
         self.position = torch.zeros((), dtype=torch.int64, device=device)
         self.widest = 0

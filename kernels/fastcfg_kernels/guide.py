@@ -13,7 +13,7 @@ from . import library, shadow
 from .backends.cpu.backend import guide_contiguous, guide_cpp
 from .backends.registry import choose_backend, default_backend, native, requested_backend
 from .backends.torch import functional
-from .backends.torch.tiles import accumulator, figure_dtype
+from .backends.torch.tiles import accumulator, stats_dtype
 from .backends.triton.launch_plan import Strategy
 from .checks import (
     FLOATS,
@@ -170,7 +170,7 @@ def guide_checked(
     merge: functional.Merge | None = None,
     backend: str | None = None,
     strategy: Strategy | None = None,
-    figures: Tensor | None = None,
+    stats: Tensor | None = None,
 ) -> list[Tensor]:
     """:func:`guide_outputs` for a caller that has checked the parameters and predictions' number already.
 
@@ -183,7 +183,7 @@ def guide_checked(
             tensor, batch and all.
         merge: where the tensors are a part of the samples that the sums run over, on torch operations then: makes the
             sums of the whole samples of theirs.
-        figures: for a program with figures, what they are written to: contiguous ``[G, F]`` on the predictions' device,
+        stats: for a program with stats, what they are written to: contiguous ``[G, F]`` on the predictions' device,
             G being the number of groups that sums run over, float64 on a CPU and float32 elsewhere. A call without
             elements writes none.
 
@@ -196,8 +196,8 @@ def guide_checked(
         check_extras(program, first, extras)
     if out is not None:
         check_tensors((program.predictions[0], "out"), (first, out))
-    if figures is not None or program.told:
-        _check_figures(program, figures, first)
+    if stats is not None or program.stats:
+        _check_stats(program, stats, first)
     acc = accumulator(first.dtype)
     inputs = [*predictions, *extras]
     elementwise = check_elementwise(program, first, scale_map, mask)
@@ -221,15 +221,15 @@ def guide_checked(
         return [t.copy_(r) if isinstance(t, Tensor) else r for r, (_, t) in zip(found, targets, strict=True)]
     if shadow.on() and backend != "torch" and merge is None and not torch.compiler.is_compiling():
         again: dict[str, Any] = {"extras": extras, "scale_map": scale_map, "mask": mask, "dims": dims}
-        return _shadowed(predictions, program, values, targets, backend, strategy, figures, again)
+        return _shadowed(predictions, program, values, targets, backend, strategy, stats, again)
     if dims is not None:
         return _guide_groups(
-            program, inputs, elementwise, values, targets, Groups(first.shape, dims), backend, strategy, figures
+            program, inputs, elementwise, values, targets, Groups(first.shape, dims), backend, strategy, stats
         )
     as_torch = followed([*inputs, *elementwise], values)
     if merge is not None or torch.compiler.is_compiling() or as_torch:
         rows = [t.flatten(1) for t in (*inputs, *elementwise)]
-        shaped = [r.view(first.shape) for r in functional.guide_rows(program, rows, values, merge, figures)]
+        shaped = [r.view(first.shape) for r in functional.guide_rows(program, rows, values, merge, stats)]
         return [shaped[k].to(t) if isinstance(t, torch.dtype) else t.copy_(shaped[k]) for k, t in targets]
 
     path = choose_backend(program, first.device, backend)
@@ -247,23 +247,23 @@ def guide_checked(
     if path == "cpp" and new and not elementwise and dense:
         # The shortest way, for calls whose time is their own overhead. A failure is met again below, and told.
         with suppress(RuntimeError):
-            guide_cpp(program, inputs, values, made, results, figures)
+            guide_cpp(program, inputs, values, made, results, stats)
             return made
     forced = backend in ("triton", "cpp")
-    run(path, program, inputs, elementwise, values, made, results, strategy, forced=forced, figures=figures)
+    run(path, program, inputs, elementwise, values, made, results, strategy, forced=forced, stats=stats)
     return made
 
 
-def _check_figures(program: Program, figures: Tensor | None, first: Tensor) -> None:
-    """Raise unless there is memory for a program's figures, and for nothing else."""
-    told = len(program.told)
-    if figures is None or not told:
-        raise ValueError(f"figures: expected {'a tensor' if told else 'none'}, the program has {told}")
-    fits = figures.dim() == 2 and figures.shape[1] == told and figures.dtype == figure_dtype(first.device)
-    if not fits or figures.device != first.device or not figures.is_contiguous():
+def _check_stats(program: Program, stats: Tensor | None, first: Tensor) -> None:
+    """Raise unless there is memory for a program's stats, and for nothing else."""
+    told = len(program.stats)
+    if stats is None or not told:
+        raise ValueError(f"stats: expected {'a tensor' if told else 'none'}, the program has {told}")
+    fits = stats.dim() == 2 and stats.shape[1] == told and stats.dtype == stats_dtype(first.device)
+    if not fits or stats.device != first.device or not stats.is_contiguous():
         raise ValueError(
-            f"figures: expected a contiguous [G, {told}] of {figure_dtype(first.device)} on {first.device}, got "
-            f"{list(figures.shape)} of {figures.dtype} on {figures.device}"
+            f"stats: expected a contiguous [G, {told}] of {stats_dtype(first.device)} on {first.device}, got "
+            f"{list(stats.shape)} of {stats.dtype} on {stats.device}"
         )
 
 
@@ -274,11 +274,11 @@ def _shadowed(
     targets: Sequence[Target],
     backend: str | None,
     strategy: Strategy | None,
-    figures: Tensor | None,
+    stats: Tensor | None,
     options: Mapping[str, Any],
 ) -> list[Tensor]:
     """The call as it is, compared with the torch path."""
-    options = {**options, "figures": figures}
+    options = {**options, "stats": stats}
     new = [(k, t.dtype if isinstance(t, Tensor) else t) for k, t in targets]
     with shadow.paused():
         expected = guide_checked(predictions, program, values, targets=new, backend="torch", **options)
@@ -299,7 +299,7 @@ def _guide_groups(
     groups: Groups,
     backend: str | None,
     strategy: Strategy | None,
-    figures: Tensor | None,
+    stats: Tensor | None,
 ) -> list[Tensor]:
     """Guide with sums over other dimensions: the Triton kernels read groups where they lie, others get them as rows."""
     first, size = inputs[0], len(program.predictions)
@@ -311,7 +311,7 @@ def _guide_groups(
         results = [k for k, _ in targets]
         made = [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
         every = [*inputs, *elementwise]
-        if run_triton(program, every, values, made, results, strategy, backend == "triton", groups.dims, figures):
+        if run_triton(program, every, values, made, results, strategy, backend == "triton", groups.dims, stats):
             return made
     rows = [groups.rows(t) for t in (*inputs, *elementwise)]
     views = iter(rows[len(inputs) :])
@@ -325,7 +325,7 @@ def _guide_groups(
         scale_map=scale_map,
         mask=mask,
         backend=backend,
-        figures=figures,
+        stats=stats,
     )
     back = [groups.back(result) for result in found]
     return [t.copy_(r) if isinstance(t, Tensor) else r for r, (_, t) in zip(back, targets, strict=True)]

@@ -29,11 +29,11 @@ def run(
     results: Sequence[int],
     strategy: Strategy | None,
     forced: bool,
-    figures: Tensor | None = None,
+    stats: Tensor | None = None,
 ) -> None:
     """Run a path on the tensors as rows, and bring to ``targets`` what it could not write there itself."""
     if path == "triton" and run_triton(
-        program, [*inputs, *elementwise], values, targets, results, strategy, forced, figures=figures
+        program, [*inputs, *elementwise], values, targets, results, strategy, forced, stats=stats
     ):
         return
     path = "torch" if path == "triton" else path
@@ -52,12 +52,12 @@ def run(
     try:
         sources += [view.reshape(sources[0].shape).contiguous() for view in views]
         path_of = {"cpp": guide_cpp, "torch": _run_torch}[path]
-        path_of(program, sources, values, destinations, results, figures)
+        path_of(program, sources, values, destinations, results, stats)
     except Exception as error:
         if forced or path == "torch":
             raise
         leave(program, path, error)
-        _run_torch(program, sources, values, destinations, results, figures)
+        _run_torch(program, sources, values, destinations, results, stats)
     for row, destination, target in zip(rows[len(inputs) :], destinations, targets, strict=True):
         if destination.data_ptr() != target.data_ptr() or target.is_neg():
             # The same order of elements as the rows were read in: the target's memory where it is dense.
@@ -76,16 +76,14 @@ def run_triton(
     strategy: Strategy | None,
     forced: bool,
     dims: Sequence[int] | None = None,
-    figures: Tensor | None = None,
+    stats: Tensor | None = None,
 ) -> bool:
     """Run the Triton kernels on the tensors as they lie; whether that worked."""
     inputs = _as_stored(inputs)
     hit = [t.is_neg() or any(collide(t, source) for source in inputs) for t in targets]
     apart = [torch.empty_like(t) if other else t for t, other in zip(targets, hit, strict=True)]
     try:
-        triton_backend.guide_triton(
-            program, inputs, values, apart, results, dims=dims, strategy=strategy, figures=figures
-        )
+        triton_backend.guide_triton(program, inputs, values, apart, results, dims=dims, strategy=strategy, stats=stats)
     except Exception as error:
         if forced:
             raise
@@ -108,10 +106,10 @@ def _run_torch(
     values: Sequence[Any],
     outs: Sequence[Tensor],
     results: Sequence[int],
-    figures: Tensor | None = None,
+    stats: Tensor | None = None,
 ) -> None:
     with torch.no_grad():
-        made = functional.guide_rows(program, sources, values, figures=figures)
+        made = functional.guide_rows(program, sources, values, stats=stats)
         for out, k in zip(outs, results, strict=True):
             out.copy_(made[k])
 

@@ -46,7 +46,7 @@ def bound(strategy: str, name: str) -> dict[str, list[str]]:
         "outs": outs,
         "tail": tail,
         "parameters": (1.5,) * len(program.params),
-        "figures": torch.empty(2, 1),
+        "stats": torch.empty(2, 1),
         "workspace": torch.empty(64),
         "arrivals": torch.zeros(2, dtype=torch.int32),
     }

@@ -78,10 +78,10 @@ def dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def told(program: fk.Program, params: list[Any], backend: str = "torch") -> dict[str, torch.Tensor]:
-    figures = torch.full((3, len(program.told)), -1e9, dtype=torch.float64)
+    figures = torch.full((3, len(program.stats)), -1e9, dtype=torch.float64)
     inputs = [U, C, N][: len(program.predictions)]
-    fk.guide_checked(inputs, program, params, figures=figures, backend=backend)
-    return dict(zip(program.told, figures.unbind(1), strict=True))
+    fk.guide_checked(inputs, program, params, stats=figures, backend=backend)
+    return dict(zip(program.stats, figures.unbind(1), strict=True))
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpp", "triton"])
@@ -116,10 +116,10 @@ def test_sums_follow_from_those_that_are_there(backend: str) -> None:
 
 def test_missing_sums_are_left_out_or_added() -> None:
     few = compile_program(("uncond", "cond"), (Stage(cfg),), figures=FIGURES)
-    assert few.told == ("weight", "earlier") and not few.reduces
+    assert few.stats == ("weight", "earlier") and not few.reduces
     more = compile_program(("uncond", "cond"), (Stage(cfg),), figures=FIGURES, more_sums=True)
-    assert set(FIGURES_OF_SUMS) <= set(more.told) and len(more.pairs) == 3
-    assert "spread" not in more.told, "centred sums are never added"
+    assert set(FIGURES_OF_SUMS) <= set(more.stats) and len(more.pairs) == 3
+    assert "spread" not in more.stats, "centred sums are never added"
     torch.testing.assert_close(told(more, [2.0])["result_square"], dot(2 * C - U, 2 * C - U))
 
 
@@ -140,38 +140,38 @@ def test_a_stage_s_own_figures_come_first_and_take_its_parameters() -> None:
         return own
 
     program = compile_program(("uncond", "cond"), (Stage(cfg), RESCALE), figures=(("own", passed_on),))
-    assert program.told == ("own",) and told(program, [3.0, 0.5])["own"].tolist() == [0.5] * 3
-    assert compile_program(("uncond", "cond"), (Stage(cfg), RESCALE)).told == (), "asked for by nobody"
+    assert program.stats == ("own",) and told(program, [3.0, 0.5])["own"].tolist() == [0.5] * 3
+    assert compile_program(("uncond", "cond"), (Stage(cfg), RESCALE)).stats == (), "asked for by nobody"
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (3, 9), (24,)], ids=str)
 def test_room_for_figures(shape: tuple[int, ...]) -> None:
     program = compile_program(("uncond", "cond"), (Stage(cfg), RESCALE), figures=FIGURES)
-    with pytest.raises(ValueError, match=r"figures: expected a contiguous \[G, 8\] of torch.float64 on cpu"):
-        fk.guide_checked([U, C], program, [3.0, 0.5], figures=torch.zeros(shape, dtype=torch.float64))
-    with pytest.raises(ValueError, match="figures: expected a tensor, the program has 8"):
+    with pytest.raises(ValueError, match=r"stats: expected a contiguous \[G, 8\] of torch.float64 on cpu"):
+        fk.guide_checked([U, C], program, [3.0, 0.5], stats=torch.zeros(shape, dtype=torch.float64))
+    with pytest.raises(ValueError, match="stats: expected a tensor, the program has 8"):
         fk.guide_checked([U, C], program, [3.0, 0.5])
-    with pytest.raises(ValueError, match="figures: expected none"):
-        fk.guide_checked([U, C], compile_program(("uncond", "cond"), (Stage(cfg),)), [3.0], figures=torch.zeros(3, 1))
+    with pytest.raises(ValueError, match="stats: expected none"):
+        fk.guide_checked([U, C], compile_program(("uncond", "cond"), (Stage(cfg),)), [3.0], stats=torch.zeros(3, 1))
 
 
 def test_sums_alone() -> None:
     """No result is asked for: nothing is written but the figures."""
     program = compile_program(("uncond", "cond"), (Stage(cfg),), figures=FIGURES, more_sums=True)
     for backend in ("torch", "cpp", "triton"):
-        figures = torch.zeros(3, len(program.told), dtype=torch.float64)
-        assert fk.guide_checked([U, C], program, [2.0], figures=figures, targets=[], backend=backend) == []
-        torch.testing.assert_close(figures[:, program.told.index("base_square")], dot(U, U))
+        figures = torch.zeros(3, len(program.stats), dtype=torch.float64)
+        assert fk.guide_checked([U, C], program, [2.0], stats=figures, targets=[], backend=backend) == []
+        torch.testing.assert_close(figures[:, program.stats.index("base_square")], dot(U, U))
 
 
 @pytest.mark.parametrize("strategy", ["row", "two_launch"])
 def test_strategies_tell_the_same(strategy: Any) -> None:
     program = compile_program(("uncond", "cond"), (Stage(cfg), RESCALE), figures=FIGURES)
     inputs = [t.repeat(1, 6).float() for t in (U, C)]
-    figures = [torch.zeros(3, len(program.told), dtype=torch.float64) for _ in range(2)]
+    figures = [torch.zeros(3, len(program.stats), dtype=torch.float64) for _ in range(2)]
     for told, backend in zip(figures, ("triton", "torch"), strict=True):
         launch = strategy if backend == "triton" else None
-        fk.guide_checked(inputs, program, [3.0, 0.5], figures=told, backend=backend, strategy=launch)
+        fk.guide_checked(inputs, program, [3.0, 0.5], stats=told, backend=backend, strategy=launch)
     torch.testing.assert_close(figures[0], figures[1], rtol=1e-4, atol=1e-3)
 
 

@@ -93,7 +93,7 @@ class Program:
         affine: whether the formulas work on ``shift * x + gain * prediction`` and the result is taken back. ``x`` is
             the first of the tail then, and ``shift`` and ``gain`` are the last two parameters.
         figures: names and formulas of what is told of each group besides the results.
-        told: names of those that can be had, in the order in which they are told.
+        stats: names of those that can be had, in the order in which they are written.
         source: the text of :attr:`weigh`, a function ``weigh(sums, count, params)`` of two tuples and a number;
             ``sums`` holds the pairs' sums and then the means. It returns K+E weights for each output, then
             ``low, high`` for the first where :attr:`clamps`, then the step's rows, then the figures.
@@ -112,7 +112,7 @@ class Program:
     clamps: bool
     affine: bool
     figures: Figures
-    told: tuple[str, ...]
+    stats: tuple[str, ...]
     source: str
     stages: tuple[Stage, ...]
     weigh: Callable[..., tuple[Any, ...]] = field(compare=False, repr=False)
@@ -155,7 +155,7 @@ class Program:
             and self.outputs == 1
             and not self.reduces
             and not self.clamps
-            and not self.told
+            and not self.stats
         )
 
     @cached_property
@@ -248,7 +248,7 @@ def compile_program(
         clamps=bool(writer.bounds),
         affine=affine,
         figures=figures,
-        told=tuple(told),
+        stats=tuple(told),
         source=source,
         stages=stages,
         weigh=_build(source, stages, figures, lambda fn: fn),

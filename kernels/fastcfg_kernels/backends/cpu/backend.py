@@ -49,7 +49,7 @@ def _function(
     tensors = len(inputs) + len(targets)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = [*(pointer, number) * tensors, pointer, number, number, number, number]
-    function.argtypes += [pointer] * bool(program.told)
+    function.argtypes += [pointer] * bool(program.stats)
     function.restype = None
     return function
 
@@ -60,7 +60,7 @@ def guide_cpp(
     params: Sequence[Any],
     outs: Sequence[Tensor],
     results: Sequence[int],
-    figures: Tensor | None = None,
+    stats: Tensor | None = None,
 ) -> None:
     """Guide ``[B, N]`` rows of last stride 1, or contiguous ``[B, ...]``; writes ``outs``.
 
@@ -69,7 +69,7 @@ def guide_cpp(
     Args:
         inputs: K predictions of one dtype, the extras, and the elementwise scale and mask of a program that has them.
         results: which result of the program each of ``outs`` takes.
-        figures: contiguous ``[B, F]`` float64 for those of a program that has them.
+        stats: contiguous ``[B, F]`` float64 for those of a program that has them.
 
     Raises:
         RuntimeError: if the native code can't be built.
@@ -89,7 +89,7 @@ def guide_cpp(
     else:
         values, step = array("d", params), 0
     threads = _threads(rows * count)
-    told = () if figures is None else (figures.data_ptr(),)
+    told = () if stats is None else (stats.data_ptr(),)
     function(*arguments, values.buffer_info()[0], step, rows, count, threads, *told)
 
 

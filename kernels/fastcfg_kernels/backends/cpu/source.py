@@ -181,10 +181,10 @@ class _Writer:
         arguments = [f"const {t}* i{k}, int64_t is{k}" for k, t in enumerate(self.types)]
         arguments += [f"{t}* o{k}, int64_t os{k}" for k, (_, t) in enumerate(self.targets)]
         arguments += ["const double* params, int64_t param_stride, int64_t rows, int64_t count, int64_t threads"]
-        told = len(self.program.told)
-        arguments += ["double* figures"] * bool(told)
+        told = len(self.program.stats)
+        arguments += ["double* stats"] * bool(told)
         # Of the threads that have a part of a row, one has its first chunk.
-        tell = f"if (chunk == 0) std::memcpy(figures + row * {told}, w + {weights - told}, {told} * sizeof(double));"
+        tell = f"if (chunk == 0) std::memcpy(stats + row * {told}, w + {weights - told}, {told} * sizeof(double));"
         values = ""
         if self.program.affine:
             last = len(self.program.params)
@@ -260,7 +260,7 @@ def cpp_source(program: Program, inputs: tuple[torch.dtype, ...], targets: tuple
 
     ``guide(in, stride, …, out, stride, …, params, param_stride, rows, count, threads)``: a pointer and the number of
     elements from row to row for each input and output, float64 parameters of each row, and how many threads to take.
-    A program with figures has one pointer more, to float64 ``[rows, F]``.
+    A program with stats has one pointer more, to float64 ``[rows, F]``.
 
     Args:
         inputs: dtype of each prediction, extra, and the elementwise scale and mask.
@@ -278,6 +278,6 @@ def cpp_source(program: Program, inputs: tuple[torch.dtype, ...], targets: tuple
     sizes = f"constexpr int MEANS = {len(centred)}, PAIRS = {len(program.pairs)};\n"
     sizes += f"constexpr int LEFT[] = {{{left}}}, RIGHT[] = {{{right}}};\n"
     block = [writer.block()] if program.reduces else []
-    combined = weights[: len(weights) - len(program.told)]
+    combined = weights[: len(weights) - len(program.stats)]
     parts = [head, PARTS, sizes, SUMS, *block, weigh, writer.combine(combined), writer.entry(len(weights))]
     return "\n".join(parts)

@@ -71,7 +71,7 @@ def guide_rows(
     inputs: Sequence[Tensor],
     params: Sequence[Any],
     merge: Merge | None = None,
-    figures: Tensor | None = None,
+    stats: Tensor | None = None,
 ) -> list[Tensor]:
     """Sums, weights and combine of rows.
 
@@ -80,7 +80,7 @@ def guide_rows(
             mask where the program has them; a row is a sample.
         params: numbers, 0-dim or ``[...]`` tensors, in the order of ``program.params``.
         merge: where the rows given are a part of the rows that the sums run over.
-        figures: ``[..., F]``, where a program that has figures writes them.
+        stats: ``[..., F]``, where a program that has stats writes them.
 
     Returns:
         The program's results ``[..., N]`` in the accumulator's dtype.
@@ -93,11 +93,11 @@ def guide_rows(
     # A row that the mask leaves out whole counts as one element.
     count = moments.count.clamp(min=1) if isinstance(moments.count, Tensor) else moments.count
     weighed = program.weigh(moments.sums(program), count, values)
-    if told := len(program.told):
+    if told := len(program.stats):
         weighed, last = weighed[:-told], weighed[-told:]
-        if figures is not None:
-            whole = [v.detach().to(figures.dtype) if isinstance(v, Tensor) else v for v in last]
-            rows = figures.shape[:-1]
-            columns = [v.expand(rows) if isinstance(v, Tensor) else figures.new_full(rows, v) for v in whole]
-            torch.stack(columns, -1, out=figures)
+        if stats is not None:
+            whole = [v.detach().to(stats.dtype) if isinstance(v, Tensor) else v for v in last]
+            rows = stats.shape[:-1]
+            columns = [v.expand(rows) if isinstance(v, Tensor) else stats.new_full(rows, v) for v in whole]
+            torch.stack(columns, -1, out=stats)
     return combine(program, inputs, weighed, values)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...formula.program import Program
 
-__all__ = ["TILE", "Moments", "accumulator", "basis", "figure_dtype", "sample_moments", "sample_sums", "spread"]
+__all__ = ["TILE", "Moments", "accumulator", "basis", "sample_moments", "sample_sums", "spread", "stats_dtype"]
 
 TILE = 4096
 
@@ -27,8 +27,8 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def figure_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of figures: float64 on a CPU, as native code weighs in it; float32 where float64 is slow or missing."""
+def stats_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of stats: float64 on a CPU, as native code weighs in it; float32 where float64 is slow or missing."""
     return torch.float64 if device.type == "cpu" else torch.float32
 
 

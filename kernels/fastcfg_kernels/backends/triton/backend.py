@@ -34,7 +34,7 @@ def guide_triton(
     *,
     dims: Sequence[int] | None = None,
     strategy: Strategy | None = None,
-    figures: Tensor | None = None,
+    stats: Tensor | None = None,
 ) -> None:
     """Guide tensors ``[B, ...]`` of any strides on their device; writes ``outs``.
 
@@ -44,7 +44,7 @@ def guide_triton(
         outs: each one of the inputs or apart from them; ``outs[k]`` receives result ``results[k]``.
         dims: dimensions that sums run over; see :func:`~fastcfg_kernels.backends.triton.layout.group_layout`.
         strategy: force a launch strategy.
-        figures: contiguous ``[G, F]`` for those of a program that has them.
+        stats: contiguous ``[G, F]`` for those of a program that has them.
     """
     end = len(program.predictions) + len(program.extras)
     # What the sums read, and what a step alone does.
@@ -70,9 +70,9 @@ def guide_triton(
     prepared = prepare(program, signature)
     given: dict[str, Any] = {"predictions": reads, "outs": writes, "tail": tail, "parameters": values}
     pointers = [*tensors, *(v for v in values if isinstance(v, Tensor))]
-    if figures is not None:
-        given["figures"] = figures
-        pointers.append(figures)
+    if stats is not None:
+        given["stats"] = stats
+        pointers.append(stats)
     alignment = alignments(pointers)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if prepared.workspace is not None:

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .tiles import fixed_vectors, load_tile, offset
 
-__all__ = ["store_figures", "store_tile", "weigh"]
+__all__ = ["store_stats", "store_tile", "weigh"]
 
 
 @triton.jit
@@ -19,11 +19,11 @@ def weigh(means, sums, count, values, WEIGH: tl.constexpr, MEANS: tl.constexpr, 
 
 
 @triton.jit
-def store_figures(figures, weights, group, live, FIGURES: tl.constexpr, ACC: tl.constexpr):
-    """What the formula says of each group, ``[groups, FIGURES]``: the last of the weights."""
-    for k in tl.static_range(FIGURES):
-        value = tl.zeros(group.shape, ACC) + weights[len(weights) - FIGURES + k]
-        tl.store(figures + group * FIGURES + k, value.to(figures.dtype.element_ty), mask=live)
+def store_stats(stats, weights, group, live, STATS: tl.constexpr, ACC: tl.constexpr):
+    """What the formula says of each group, ``[groups, STATS]``: the last of the weights."""
+    for k in tl.static_range(STATS):
+        value = tl.zeros(group.shape, ACC) + weights[len(weights) - STATS + k]
+        tl.store(stats + group * STATS + k, value.to(stats.dtype.element_ty), mask=live)
 
 
 @triton.jit

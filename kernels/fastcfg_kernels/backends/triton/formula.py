@@ -125,7 +125,7 @@ def kernel_constants(program: Program) -> dict[str, Any]:
         "OUTPUTS": program.outputs,
         "STEP": program.rows,
         "CLAMP": program.clamps,
-        "FIGURES": len(program.told),
+        "STATS": len(program.stats),
         "SIZE": len(program.predictions),
         "WIDTH": program.width,
         "AFFINE": program.affine,

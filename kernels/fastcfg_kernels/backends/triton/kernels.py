@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from .barrier import group_barrier
-from .combine import store_figures, store_tile, weigh
+from .combine import store_stats, store_tile, weigh
 from .merge import merge_tiles, merge_workspace, store_chunk
 from .tiles import affine_space, digits, first_elements, load_parameters, load_tile, tile_size, tile_sums
 
@@ -96,7 +96,7 @@ def row_kernel(
     predictions,
     outs,
     tail,
-    figures,
+    stats,
     parameters,
     strides,
     out_strides,
@@ -115,7 +115,7 @@ def row_kernel(
     OUTPUTS: tl.constexpr,
     STEP: tl.constexpr,
     CLAMP: tl.constexpr,
-    FIGURES: tl.constexpr,
+    STATS: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -134,7 +134,7 @@ def row_kernel(
             elementwise factor and mask, whose numbers are ``FACTOR`` and ``MASK`` (0 where there is none).
         outs: pointers, each of which may be one of the inputs.
         tail: pointers to what else a step reads.
-        figures: pointer to ``[groups, FIGURES]``, nothing where there are none.
+        stats: pointer to ``[groups, STATS]``, nothing where there are none.
         parameters: numbers or pointers, as ``PARAMS`` says.
         strides, out_strides, tail_strides: for each tensor a stride for each digit of the group, then of the element.
         outer, inner: sizes of a group's and an element's digits after the first.
@@ -161,8 +161,8 @@ def row_kernel(
         summed = tl.maximum(summed, 1)
     means, sums = merge_tiles(means, sums, sizes, summed, PAIRS, CENTRED, ACC)
     weights = weigh(means, sums, summed, values, WEIGH, MEANS, ACC)
-    if FIGURES > 0:
-        store_figures(figures, weights, group, live, FIGURES, ACC)
+    if STATS > 0:
+        store_stats(stats, weights, group, live, STATS, ACC)
     for t in tl.static_range(TILES):
         store_tile(
             outs, out_strides, tail, tail_strides, places[t], insides[t], blocks[t], weights, space, RESULTS, OUTPUTS,
@@ -222,7 +222,7 @@ def apply_kernel(
     predictions,
     outs,
     tail,
-    figures,
+    stats,
     parameters,
     workspace,
     strides,
@@ -243,7 +243,7 @@ def apply_kernel(
     OUTPUTS: tl.constexpr,
     STEP: tl.constexpr,
     CLAMP: tl.constexpr,
-    FIGURES: tl.constexpr,
+    STATS: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -267,8 +267,8 @@ def apply_kernel(
     space = affine_space(values, AFFINE)
     means, sums, summed = merge_workspace(workspace, group, tiles, pitch, count, PAIRS, CENTRED, MASK, TILE, ACC)
     weights = weigh(means, sums, summed, values, WEIGH, MEANS, ACC)
-    if FIGURES > 0:
-        store_figures(figures, weights, group, live & (group * 0 + chunk == 0), FIGURES, ACC)
+    if STATS > 0:
+        store_stats(stats, weights, group, live & (group * 0 + chunk == 0), STATS, ACC)
     at = digits(group, outer)
     for i in tl.static_range(TILES):
         element, inside = _elements(chunk * TILES + i, count, inner, live, TILE, WIDE)
@@ -284,7 +284,7 @@ def cooperative_kernel(
     predictions,
     outs,
     tail,
-    figures,
+    stats,
     parameters,
     workspace,
     arrivals,
@@ -306,7 +306,7 @@ def cooperative_kernel(
     OUTPUTS: tl.constexpr,
     STEP: tl.constexpr,
     CLAMP: tl.constexpr,
-    FIGURES: tl.constexpr,
+    STATS: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -341,8 +341,8 @@ def cooperative_kernel(
     group_barrier(arrivals + sample, chunk, chunks)
     means, sums, summed = merge_workspace(workspace, group, tiles, pitch, count, PAIRS, CENTRED, MASK, TILE, ACC)
     weights = weigh(means, sums, summed, values, WEIGH, MEANS, ACC)
-    if FIGURES > 0:
-        store_figures(figures, weights, group, live & (group * 0 + chunk == 0), FIGURES, ACC)
+    if STATS > 0:
+        store_stats(stats, weights, group, live & (group * 0 + chunk == 0), STATS, ACC)
     for t in tl.static_range(TILES):
         store_tile(
             outs, out_strides, tail, tail_strides, places[t], insides[t], blocks[t], weights, space, RESULTS, OUTPUTS,

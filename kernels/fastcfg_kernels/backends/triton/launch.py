@@ -143,8 +143,8 @@ def prepare(program: Program, signature: Signature) -> Prepared:
         "tiles": plan.tiles,
         "pitch": pitch,
     }
-    if not program.told:
-        fixed["figures"] = ()
+    if not program.stats:
+        fixed["stats"] = ()
     options = {"num_warps": plan.num_warps}
     chosen = [kernels.tile_kernel, kernels.apply_kernel] if program.reduces else [kernels.apply_kernel]
     if plan.strategy == "row":
