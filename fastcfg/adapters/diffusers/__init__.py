@@ -10,7 +10,7 @@ except ImportError as error:
     ) from error
 
 from .fuse import FuseReport, fuse, fuse_guider
-from .guiders import (
+from .guiders.counterparts import (
     FusedAdaptiveProjectedGuidance,
     FusedAdaptiveProjectedMixGuidance,
     FusedClassifierFreeGuidance,
@@ -19,14 +19,14 @@ from .guiders import (
     FusedMagnitudeAwareGuidance,
     FusedTangentialClassifierFreeGuidance,
 )
-from .guiders_perturbed import (
+from .guiders.perturbed import (
     FusedAutoGuidance,
     FusedLTX2Guidance,
     FusedPerturbedAttentionGuidance,
     FusedSkipLayerGuidance,
     FusedSmoothedEnergyGuidance,
 )
-from .guiders_rules import (
+from .guiders.rules import (
     DualGuidance,
     DynamicThresholdingGuidance,
     FrameGuidance,
@@ -36,10 +36,10 @@ from .guiders_rules import (
     RuleGuidance,
     ScheduledGuidance,
 )
-from .pipeline_forms import PipelineForm
-from .pipeline_guidance import PipelineGuidance
-from .pipeline_table import coverage, own_rule
-from .pipelines import guided
+from .pipelines.forms import PipelineForm
+from .pipelines.guidance import PipelineGuidance
+from .pipelines.guided import guided
+from .pipelines.table import coverage, own_rule
 
 __all__ = [
     "DualGuidance",

@@ -11,15 +11,15 @@ from diffusers.guiders.guider_utils import BaseGuidance
 
 from ...rules import Rule
 from ...validate import check_choice
-from . import guiders, guiders_perturbed
-from .guider_conditions import ConditionGuider
-from .guider_core import FusedGuider
-from .guiders_rules import RuleGuidance
+from .guiders import counterparts, perturbed
+from .guiders.conditions import ConditionGuider
+from .guiders.core import FusedGuider
+from .guiders.rules import RuleGuidance
 
 __all__ = ["FuseReport", "fuse", "fuse_guider"]
 
 _FUSED: dict[type, type[FusedGuider]] = {}
-for _module in (guiders, guiders_perturbed):
+for _module in (counterparts, perturbed):
     for _name in _module.__all__:
         _fused = getattr(_module, _name)
         _FUSED[next(c for c in _fused.__mro__ if c.__module__.startswith("diffusers."))] = _fused

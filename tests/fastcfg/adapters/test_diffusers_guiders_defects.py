@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import fastcfg.adapters.diffusers as fused
 from fastcfg import Autoguidance, Perturbed
-from fastcfg.adapters.diffusers.guider_smoothing import blur_queries
+from fastcfg.adapters.diffusers.guiders.smoothing import blur_queries
 
 GIVEN = {f"pred_{n}": t for n, t in draw(("uncond", "cond"), (2, 4, 16, 32), torch.float64).items()}
 

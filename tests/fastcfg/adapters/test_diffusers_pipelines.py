@@ -17,7 +17,8 @@ from conformance.tolerances import check_error
 from torch import Tensor
 
 from fastcfg import APG, CFG, TCFG, InstructPix2Pix, PerpNeg, Rule
-from fastcfg.adapters.diffusers import guided, own_rule, pipeline_guidance
+from fastcfg.adapters.diffusers import guided, own_rule
+from fastcfg.adapters.diffusers.pipelines import guidance as pipeline_guidance
 
 Recorded = list[tuple[dict[str, Tensor], Tensor]]
 

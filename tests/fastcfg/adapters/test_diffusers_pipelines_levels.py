@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastcfg import APG, CFG, InDomain
 from fastcfg.adapters.diffusers import guided
-from fastcfg.adapters.diffusers.pipeline_noise import SchedulerLevels
+from fastcfg.adapters.diffusers.noise import SchedulerLevels
 from fastcfg.schedules import Interval, SigmaInterval
 
 # --- Steps and noise levels -------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from torch import nn
 
 from fastcfg import CFG, DualCFG, MultiCondition, NegativePrompt, Perturbed
 from fastcfg.adapters.diffusers import coverage, guided, own_rule
-from fastcfg.adapters.diffusers.pipeline_handover import Handover
-from fastcfg.adapters.diffusers.pipeline_inputs import blocks, rows
+from fastcfg.adapters.diffusers.pipelines.handover import Handover
+from fastcfg.adapters.diffusers.pipelines.inputs import blocks, rows
 from fastcfg.schedules import Interval
 
 FIRST_STEP_ONLY = Interval(5.0, 0.0, 0.5)

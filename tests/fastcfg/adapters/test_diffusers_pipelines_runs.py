@@ -15,7 +15,7 @@ from torch import nn
 
 from fastcfg import CFG, PerpNeg
 from fastcfg.adapters.diffusers import PipelineForm, guided, own_rule
-from fastcfg.adapters.diffusers.pipeline_check import combination_error
+from fastcfg.adapters.diffusers.pipelines.check import combination_error
 
 # --- Errors, and what is left behind ----------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastcfg.adapters.diffusers import coverage
-from fastcfg.adapters.diffusers.pipeline_table import NOT_COVERED, to_markdown
+from fastcfg.adapters.diffusers.pipelines.table import NOT_COVERED, to_markdown
 
 ROOT = Path(__file__).parents[3]
 DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")

@@ -52,12 +52,12 @@ def test_import_and_guide_without_any() -> None:
 
 
 MISSING = {
-    "import fastcfg.adapters.diffusers": "fastcfg.adapters.diffusers needs diffusers .*fastcfg\\[diffusers\\]",
+    "import fastcfg.adapters.diffusers": "needs diffusers .*fastcfg-diffusion\\[diffusers\\]",
     "import fastcfg.adapters.transformers": "fastcfg.adapters.transformers needs transformers .*pip install",
     "from fastcfg.adapters.vllm_omni import fuse; fuse(int)": "needs vllm-omni .*pip install vllm-omni",
     "from fastcfg.adapters.comfyui.hooks import comfy; comfy('samplers')": "needs ComfyUI .*fastcfg comfyui install",
     "import asyncio, fastcfg.adapters.comfyui as pack; asyncio.run(pack.comfy_entrypoint())": "comfy_api.latest",
-    "import fastcfg.cli.app": "typer.*fastcfg\\[cli\\]",
+    "import fastcfg.cli.app": "typer.*fastcfg-diffusion\\[cli\\]",
 }
 
 

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.frames import guide_frames
-from ...core.guide import guide
-from ...core.state import State
-from ...denoiser.planner import PassPlan, plan
-from ...rules import Linear, Rule
-from .pipeline_calls import Call
-from .pipeline_check import combination_error
-from .pipeline_forms import PipelineForm
-from .pipeline_handover import Handover
-from .pipeline_inputs import certain_blocks
-from .pipeline_noise import SchedulerLevels, run_length, scheduler_sigmas
-from .pipeline_parts import finished, output_tensor, part_of, with_output
-from .pipeline_stand_ins import StandIn
+from ....core.frames import guide_frames
+from ....core.guide import guide
+from ....core.state import State
+from ....denoiser.planner import PassPlan, plan
+from ....rules import Linear, Rule
+from ..noise import SchedulerLevels, run_length, scheduler_sigmas
+from .calls import Call
+from .check import combination_error
+from .forms import PipelineForm
+from .handover import Handover
+from .inputs import certain_blocks
+from .parts import finished, output_tensor, part_of, with_output
+from .stand_ins import StandIn
 
 __all__ = ["Conditions", "PipelineGuidance"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .pipeline_forms import PipelineForm
+from .forms import PipelineForm
 
 __all__ = ["finished", "named_blocks", "output_tensor", "part_of", "with_output"]
 

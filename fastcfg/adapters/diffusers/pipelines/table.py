@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ...rules import Rule
-from .pipeline_forms import OWN_RULES, PipelineForm
+from ....rules import Rule
+from .forms import OWN_RULES, PipelineForm
 
 __all__ = ["NOT_COVERED", "coverage", "form_of", "own_rule", "to_markdown"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ...rules import CFG, InstructPix2Pix, NormCap, Perturbed, Rule
+from ....rules import CFG, InstructPix2Pix, NormCap, Perturbed, Rule
 
 __all__ = ["OWN_RULES", "PipelineForm"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .pipeline_parts import with_output
+from .parts import with_output
 
 __all__ = ["Handover"]
 

@@ -16,8 +16,8 @@ from diffusers.guiders import (
 )
 from diffusers.guiders.guider_utils import BaseGuidance
 
-from ...rules import APG, CFG, FDG, TCFG, APGMix, CFGZeroStar, MaMBOG, Rule
-from .guider_core import Call, FusedGuider
+from ....rules import APG, CFG, FDG, TCFG, APGMix, CFGZeroStar, MaMBOG, Rule
+from .core import Call, FusedGuider
 
 __all__ = [
     "FusedAdaptiveProjectedGuidance",

@@ -12,9 +12,9 @@ import torch
 from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor
 
-from ...rules.base import number_or_schedule
-from ...schedules import Schedule
-from ...validate import number
+from ....rules.base import number_or_schedule
+from ....schedules import Schedule
+from ....validate import number
 
 __all__ = ["FusedOutput", "Scale", "as_scale", "as_scales", "initialiser", "plain"]
 

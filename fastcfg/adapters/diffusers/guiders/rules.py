@@ -9,14 +9,14 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from ...methods.thresholding import dynamic_threshold
-from ...prediction import convert
-from ...rules import CFG, DualCFG, InstructPix2Pix, MultiCondition, PerpNeg, Rule
-from ...schedules import Schedule
-from ...validate import number
-from .guider_arguments import as_scale, as_scales
-from .guider_conditions import ConditionGuider
-from .guider_core import Call
+from ....methods.thresholding import dynamic_threshold
+from ....prediction import convert
+from ....rules import CFG, DualCFG, InstructPix2Pix, MultiCondition, PerpNeg, Rule
+from ....schedules import Schedule
+from ....validate import number
+from .arguments import as_scale, as_scales
+from .conditions import ConditionGuider
+from .core import Call
 
 __all__ = [
     "DualGuidance",

@@ -14,11 +14,11 @@ from diffusers.guiders import (
 )
 from torch import Tensor
 
-from ...rules import CFG, LTX2, Autoguidance, Perturbed, Rule
-from .guider_arguments import FusedOutput
-from .guider_core import FusedGuider
-from .guider_layers import own_configs, restore_layers, weaken_layers
-from .guider_smoothing import BlurredQueries
+from ....rules import CFG, LTX2, Autoguidance, Perturbed, Rule
+from .arguments import FusedOutput
+from .core import FusedGuider
+from .layers import own_configs, restore_layers, weaken_layers
+from .smoothing import BlurredQueries
 
 __all__ = [
     "FusedAutoGuidance",

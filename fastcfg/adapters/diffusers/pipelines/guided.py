@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ...rules import Rule
-from ...validate import check_choice
-from .pipeline_forms import PipelineForm
-from .pipeline_guidance import Conditions, PipelineGuidance
-from .pipeline_stand_ins import StandIn
-from .pipeline_table import form_of
+from ....rules import Rule
+from ....validate import check_choice
+from .forms import PipelineForm
+from .guidance import Conditions, PipelineGuidance
+from .stand_ins import StandIn
+from .table import form_of
 
 __all__ = ["guided"]
 

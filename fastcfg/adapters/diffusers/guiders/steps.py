@@ -8,7 +8,7 @@ from typing import Any
 from diffusers.guiders.guider_utils import BaseGuidance
 from torch import Tensor
 
-from ...schedules import Schedule
+from ....schedules import Schedule
 
 __all__ = ["PLACEHOLDER", "StepGuider"]
 

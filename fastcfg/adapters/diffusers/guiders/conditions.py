@@ -10,14 +10,14 @@ from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.hooks import LayerSkipConfig
 from torch import Tensor
 
-from ...core.frames import guide_frames
-from ...prediction import Prediction
-from ...rules import Linear, Parameter, Rule
-from .guider_arguments import FusedOutput
-from .guider_core import Call, FusedGuider
-from .guider_layers import own_configs, restore_layers, weaken_layers
-from .guider_steps import PLACEHOLDER
-from .pipeline_noise import SchedulerLevels, scheduler_sigmas
+from ....core.frames import guide_frames
+from ....prediction import Prediction
+from ....rules import Linear, Parameter, Rule
+from ..noise import SchedulerLevels, scheduler_sigmas
+from .arguments import FusedOutput
+from .core import Call, FusedGuider
+from .layers import own_configs, restore_layers, weaken_layers
+from .steps import PLACEHOLDER
 
 __all__ = ["ConditionGuider"]
 

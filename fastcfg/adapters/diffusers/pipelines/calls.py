@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .pipeline_forms import PipelineForm
-from .pipeline_inputs import bind, blocks, with_condition
-from .pipeline_parts import named_blocks, output_tensor
+from .forms import PipelineForm
+from .inputs import bind, blocks, with_condition
+from .parts import named_blocks, output_tensor
 
 __all__ = ["Call"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...methods.attention import gaussian_blur
-from ...validate import upcast
-from .guider_layers import self_attention
+from ....methods.attention import gaussian_blur
+from ....validate import upcast
+from .layers import self_attention
 
 __all__ = ["BlurredQueries", "blur_queries"]
 

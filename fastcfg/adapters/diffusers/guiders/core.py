@@ -10,12 +10,12 @@ import torch
 from fastcfg_kernels.backends.torch.tiles import accumulator
 from torch import Tensor
 
-from ...core.guide import guide
-from ...core.state import State
-from ...rules import Linear, Rescale, Rule
-from ...validate import check_choice
-from .guider_arguments import FusedOutput, as_scale, initialiser
-from .guider_steps import StepGuider
+from ....core.guide import guide
+from ....core.state import State
+from ....rules import Linear, Rescale, Rule
+from ....validate import check_choice
+from .arguments import FusedOutput, as_scale, initialiser
+from .steps import StepGuider
 
 __all__ = ["Call", "FusedGuider"]
 

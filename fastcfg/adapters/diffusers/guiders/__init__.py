@@ -1,0 +1,1 @@
+"""Guiders for modular pipelines: fused counterparts of diffusers' own, and those by any rule."""

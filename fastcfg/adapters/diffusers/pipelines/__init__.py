@@ -1,0 +1,1 @@
+"""Rules in classic pipelines, whose guidance is inlined."""
