@@ -12,7 +12,7 @@ help:
 	@echo "make test   the test suite"
 	@echo "make bench  measure this machine against the peers, in minutes; results and report in outputs/bench"
 	@echo "make bench-compare  measure again, in outputs/bench, and fail if a ratio to a peer fell, twice, beyond the noise"
-	@echo "make check  ruff and mypy"
+	@echo "make check  ruff, mypy and import-linter"
 	@echo "make docs   the documentation, in outputs/site; a warning is an error"
 	@echo "make clean  remove the environment and outputs"
 
@@ -42,6 +42,7 @@ check: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 docs: $(VENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -16,6 +16,9 @@ import typer
 from rich.console import Console
 
 from fastcfg import APG, CFG, InDomain, PerpNeg, Rule
+from fastcfg.cli.distill import SCALES, measure
+from fastcfg.demo.distill_report import Findings, draw, from_json, to_json, to_markdown
+from fastcfg.demo.distillation import demo_task
 from fastcfg.distill import (
     DistillConfig,
     Distiller,
@@ -28,9 +31,6 @@ from fastcfg.distill import (
     gaps,
     load_student,
 )
-from fastcfg.distill.command import SCALES, measure
-from fastcfg.distill.demo import demo_task
-from fastcfg.distill.report import Findings, draw, from_json, to_json, to_markdown
 from fastcfg.distill.run import STATE, STUDENT
 from fastcfg.files import write_atomically
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 import fastcfg
 from fastcfg import GuidedDenoiser, Prediction, Requests, Rule, Sampler, State
+from fastcfg.cli.catalog import entries, example
 from fastcfg.rules import registry
-from fastcfg.rules.catalog import entries, example
 
 __all__ = ["COLUMNS", "Line", "compact", "full", "lines"]
 

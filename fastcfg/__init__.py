@@ -12,8 +12,7 @@ from .core.state import State
 from .core.step import guide_step
 from .core.warmup import warmup
 from .denoiser import GuidedDenoiser, PassReport, Requests
-from .denoiser.planner import plan, run_cost
-from .distill.conventions import (
+from .denoiser.conventions import (
     check_double_guidance,
     flux_guidance_embedding,
     flux_guidance_value,
@@ -21,6 +20,7 @@ from .distill.conventions import (
     lcm_weight,
     scale_from_lcm_weight,
 )
+from .denoiser.planner import plan, run_cost
 from .methods.attention import attention_mask, degrade, normalized_attention_guidance
 from .methods.classifier import (
     ClassifierGuidance,

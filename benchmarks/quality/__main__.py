@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fastcfg.demo.checkpoint import load_denoiser
+from fastcfg.demo.distillation import demo_student
 from fastcfg.distill import Student, load_student
-from fastcfg.distill.demo import demo_student
 from fastcfg.files import write_atomically
 
 from ..environment import Environment

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fastcfg.demo.data import NUM_COLOURS
+from fastcfg.demo.distillation import AVOIDED_COLOUR
 from fastcfg.demo.judge import Judge
 from fastcfg.distill import Student, fingerprint
-from fastcfg.distill.demo import AVOIDED_COLOUR
 from fastcfg.files import load_tensors, save_tensors
 
 from .bootstrap import Resampled, draws, resample

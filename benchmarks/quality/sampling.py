@@ -13,9 +13,9 @@ from fastcfg import GuidedDenoiser, State, dynamic_threshold, static_threshold
 from fastcfg.core.conditions import Conditions
 from fastcfg.demo.data import NUM_COLOURS, NUM_DIGITS
 from fastcfg.demo.diffusion import noise_scheduler
+from fastcfg.demo.distillation import AVOIDED_COLOUR
 from fastcfg.demo.sample import Labels, draw_noise, labels
 from fastcfg.distill import Student
-from fastcfg.distill.demo import AVOIDED_COLOUR
 from fastcfg.samplers import Sampler, from_scheduler
 from fastcfg.samplers.step import Step
 

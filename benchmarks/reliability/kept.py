@@ -59,8 +59,8 @@ def _read_denoiser(folder: Path) -> str:
 
 
 def _distiller(folder: Path, mode: Any) -> Any:
+    from fastcfg.demo.distillation import demo_task
     from fastcfg.distill import DistillConfig, LoraConfig
-    from fastcfg.distill.demo import demo_task
     from fastcfg.distill.train import Distiller
 
     config = DistillConfig(

@@ -72,9 +72,9 @@ def _train(folder: Path) -> Any:
 
 
 def _distil(folder: Path) -> Any:
+    from fastcfg.demo.distillation import demo_task
     from fastcfg.demo.model import UNet, UNetConfig
     from fastcfg.distill import DistillConfig, LoraConfig, distill
-    from fastcfg.distill.demo import demo_task
 
     torch.manual_seed(0)
     network = UNet(UNetConfig(**_network_sizes()))
@@ -201,7 +201,7 @@ WORKS: Mapping[str, Work] = {
     "distillation": Work(
         _distil,
         _tensors("state.safetensors", "student.safetensors"),
-        needs=(*_DEMO, "fastcfg.distill.demo", "accelerate"),
+        needs=(*_DEMO, "fastcfg.demo.distillation", "accelerate"),
         steps=True,
     ),
     "export": Work(_export(1.5), _look_at_graph, _export(1.0), _EXPORT),

@@ -9,9 +9,9 @@ from fastcfg import CFG, GuidedDenoiser
 from fastcfg.demo.checkpoint import load_denoiser
 from fastcfg.demo.classifier import load_classifier
 from fastcfg.demo.diffusion import noise_scheduler
+from fastcfg.demo.distillation import demo_student
 from fastcfg.demo.sample import draw_noise, labels
 from fastcfg.distill import Student
-from fastcfg.distill.demo import demo_student
 
 STEPS = 20
 digits, colours = torch.arange(10).repeat(4), torch.arange(40) % 6

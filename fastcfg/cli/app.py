@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
-try:
-    import typer
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-except ImportError as error:  # The library itself needs neither.
-    raise SystemExit(
-        f"fastcfg: the command line needs typer and rich ({error}); pip install 'fastcfg-diffusion[cli]'"
-    ) from None
+from .console import Table, console, fail, typer
 
 app = typer.Typer(help="Guidance of diffusion samplers: fused, exact, complete.", no_args_is_help=True)
-console = Console()
-
-
-def _fail(error: Exception) -> typer.Exit:
-    Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-    return typer.Exit(1)
 
 
 @app.callback()
@@ -46,7 +33,7 @@ def info(
         try:
             command(console)
         except (ImportError, OSError, RuntimeError) as error:
-            raise _fail(error) from None
+            raise fail(error) from None
     found = collect()
     if as_json:
         print(json.dumps(found, indent=2))
@@ -67,7 +54,7 @@ def rules(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the documentation's table.")] = False,
 ) -> None:
     """Every rule: its predictions, parameters and defaults, formula, source, sums and state."""
-    from ..rules.catalog import entries, functions, to_markdown
+    from .catalog import entries, functions, to_markdown
 
     if markdown:
         print(to_markdown(), end="")
@@ -102,7 +89,7 @@ def demo(
 
         run.command(output, train=train, resume=resume, train_steps=train_steps, steps=steps, seed=seed, device=device)
     except (ImportError, ValueError, OSError, RuntimeError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
 
 
 @app.command(
@@ -116,7 +103,7 @@ def bench(context: typer.Context) -> None:
     try:
         raise typer.Exit(command(context.args))
     except OSError as error:
-        raise _fail(error) from None
+        raise fail(error) from None
 
 
 @app.command()
@@ -152,10 +139,10 @@ def distill(
 ) -> None:
     """Distil a guided teacher into a student that takes the scale and needs one pass, and measure it."""
     try:
-        from ..distill.command import Options, command, device_of
         from ..distill.config import DistillConfig
         from ..distill.embedding import Convention
         from ..distill.lora import LoraConfig
+        from .distill import Options, command, device_of
 
         config = DistillConfig(
             steps=steps,
@@ -177,59 +164,12 @@ def distill(
         options = Options(output, rule, task, resume, save_every, tensorboard, samples, device_of(device))
         command(config, options)
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
 
 
-@app.command()
-def export(
-    model: Annotated[
-        str,
-        typer.Argument(help="demo, a diffusers model's folder, a student's file, a graph .onnx or MODULE:FUNCTION."),
-    ] = "demo",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The graph to write, NAME.onnx.")] = None,
-    rule: Annotated[str, typer.Option(help="A rule's name, its JSON, a JSON file, or none for a student.")] = (
-        '{"type": "CFG", "rescale": 0.7}'
-    ),
-    param: Annotated[list[str] | None, typer.Option(help="The rule's parameter that is an input; repeat.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; guidance is float32.")] = "float32",
-    kind: Annotated[str | None, typer.Option(help="What the model predicts: eps, x0, v, flow or score.")] = None,
-    step: Annotated[str | None, typer.Option(help="End the graph in a sampler's step: ddim.")] = None,
-    check: Annotated[bool, typer.Option(help="Compare with eager torch in ONNX Runtime.")] = True,
-    engine: Annotated[bool, typer.Option(help="Build a plan too.")] = False,
-    runtime: Annotated[str, typer.Option(help="tensorrt_rtx or tensorrt.")] = "tensorrt_rtx",
-    capability: Annotated[list[str] | None, typer.Option(help="Compute capability to build for, 8.9; repeat.")] = None,
-    profile: Annotated[
-        list[str] | None, typer.Option(help="Sizes of the plan, batch=1:2:8 or height=512:768:1024 (pixels); repeat.")
-    ] = None,
-    force: Annotated[bool, typer.Option(help="Build the plan even if it is up to date.")] = False,
-    serve: Annotated[Path | None, typer.Option(help="Write a Triton Inference Server model repository.")] = None,
-    sample: Annotated[bool, typer.Option(help="Sample the demo through its graph, beside eager torch.")] = False,
-) -> None:
-    """A model and its guidance as one ONNX graph, compared with eager torch, and as a TensorRT plan."""
-    try:
-        from fastcfg_export.command import Options, command
-
-        command(
-            Options(
-                model=model,
-                output=output,
-                rule=rule,
-                parameters=param or (),
-                dtype=dtype,
-                kind=kind,
-                step=step,
-                check=check,
-                engine=engine,
-                runtime=runtime,
-                capabilities=capability or (),
-                profile=profile or (),
-                force=force,
-                serve=serve,
-                sample=sample,
-            )
-        )
-    except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
-        raise _fail(error) from None
+for _entry in entry_points(group="fastcfg.commands"):
+    # Packages above this one add their commands by this group, so that nothing here imports them.
+    app.command(_entry.name)(_entry.load())
 
 
 comfyui = typer.Typer(help="The ComfyUI node pack.", no_args_is_help=True)
@@ -247,7 +187,7 @@ def comfyui_install(
     try:
         console.print(f"installed: {install(directory, force=force)}", highlight=False, soft_wrap=True)
     except (ValueError, OSError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
 
 
 @comfyui.command("uninstall")
@@ -258,7 +198,7 @@ def comfyui_uninstall(directory: _COMFYUI) -> None:
     try:
         console.print(f"removed: {uninstall(directory)}", highlight=False, soft_wrap=True)
     except (ValueError, OSError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
 
 
 if __name__ == "__main__":

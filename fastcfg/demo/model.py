@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distill.embedding import Convention, FluxScaleEmbedding, LCMScaleEmbedding
+from ..distill.families import Family, register_family
 from .data import NULL_COLOUR, NULL_DIGIT
 
 
@@ -163,3 +165,32 @@ def time_features(t: Tensor, size: int) -> Tensor:
     frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000.0) / half))
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class DemoUNet(Family):
+    """The demo's U-Net, and any network that has its methods: both forms, added by itself."""
+
+    name = "demo-unet"
+
+    def handles(self, network: nn.Module) -> bool:
+        return hasattr(network, "add_scale_input") and hasattr(network, "remove_scale_input")
+
+    def add_scale_input(self, network: nn.Module, convention: Convention) -> None:
+        if getattr(network, "scale_embedding", None) is not None:
+            raise ValueError("network: takes a guidance scale already")
+        network.add_scale_input(convention)  # type: ignore[operator]
+
+    def remove_scale_input(self, network: nn.Module) -> None:
+        network.remove_scale_input()  # type: ignore[operator]
+
+    def scale_module(self, network: nn.Module) -> str:
+        return "scale_embedding"
+
+    def config(self, network: nn.Module) -> dict[str, Any]:
+        return asdict(network.config)  # type: ignore[call-overload, no-any-return]
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        return UNet(UNetConfig(**config))
+
+
+register_family(DemoUNet())

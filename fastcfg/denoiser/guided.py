@@ -104,7 +104,7 @@ class GuidedDenoiser(Guidance):
         if bind is not None:
             bind(rule)
         if isinstance(scale := getattr(model, "embedded_scale", None), float):
-            from ..distill.conventions import check_double_guidance  # Its package imports this one.
+            from .conventions import check_double_guidance  # Its package imports this one.
 
             check_double_guidance(rule, scale)
         self._input = StepInput()

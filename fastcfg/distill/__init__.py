@@ -7,9 +7,7 @@ peft, files safetensors: ``pip install 'fastcfg-diffusion[distill]'``.
 Source: Meng et al., 2210.03142.
 """
 
-from .card import Card
-from .config import DistillConfig
-from .conventions import (
+from ..denoiser.conventions import (
     check_double_guidance,
     flux_guidance_embedding,
     flux_guidance_value,
@@ -17,6 +15,8 @@ from .conventions import (
     lcm_weight,
     scale_from_lcm_weight,
 )
+from .card import Card
+from .config import DistillConfig
 from .embedding import Convention, FluxScaleEmbedding, LCMScaleEmbedding
 from .evaluate import Gap, StepTime, gap, gaps, step_time, student_sample, teacher_sample
 from .families import Family, Network, family_of, register_family

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..denoiser.conventions import flux_guidance_value, lcm_embedding, sinusoids
 from ..validate import check_choice
-from .conventions import flux_guidance_value, lcm_embedding, sinusoids
 
 __all__ = ["Convention", "FluxScaleEmbedding", "LCMScaleEmbedding"]
 

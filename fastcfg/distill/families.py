@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -72,34 +71,6 @@ class Family:
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         """A network with untrained weights."""
         raise NotImplementedError
-
-
-class DemoUNet(Family):
-    """The demo's U-Net, and any network that has its methods: both forms, added by itself."""
-
-    name = "demo-unet"
-
-    def handles(self, network: nn.Module) -> bool:
-        return hasattr(network, "add_scale_input") and hasattr(network, "remove_scale_input")
-
-    def add_scale_input(self, network: nn.Module, convention: Convention) -> None:
-        if getattr(network, "scale_embedding", None) is not None:
-            raise ValueError("network: takes a guidance scale already")
-        network.add_scale_input(convention)  # type: ignore[operator]
-
-    def remove_scale_input(self, network: nn.Module) -> None:
-        network.remove_scale_input()  # type: ignore[operator]
-
-    def scale_module(self, network: nn.Module) -> str:
-        return "scale_embedding"
-
-    def config(self, network: nn.Module) -> dict[str, Any]:
-        return asdict(network.config)  # type: ignore[call-overload, no-any-return]
-
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        from ..demo.model import UNet, UNetConfig
-
-        return UNet(UNetConfig(**config))
 
 
 class _Diffusers(Family):
@@ -213,7 +184,7 @@ def register_family(family: Family) -> Family:
     return family
 
 
-for _family in (DemoUNet(), DiffusersUNet(), DiffusersFlux()):
+for _family in (DiffusersUNet(), DiffusersFlux()):
     register_family(_family)
 
 

@@ -18,6 +18,7 @@ from ..schedules import Schedule, check_step
 from ..telemetry.figures import GENERAL
 from ..telemetry.recorder import Sums
 from ..validate import check_choice
+from .step_stages import STAGES
 
 __all__ = ["Lowered", "Parameter", "Rule", "check_choice", "number_or_schedule", "registry"]
 
@@ -97,7 +98,7 @@ class Lowered:
 
         Args:
             affine: on ``shift * x + gain * prediction``.
-            step: a stage of :data:`fastcfg.samplers.step.STAGES` by number, after all others; -1 is none.
+            step: a stage of :data:`~fastcfg.rules.step_stages.STAGES` by number, after all others; -1 is none.
             scaled, masked: with an elementwise factor of the deltas; with a mask of the sums.
             figures: with those of telemetry, from the sums that its :class:`~fastcfg.telemetry.Telemetry` names.
         """
@@ -128,8 +129,6 @@ _PLAIN: _Key = (False, -1, False, False, None)
 
 
 def _variant(lowered: Lowered, key: _Key) -> fk.Program:
-    from ..samplers.step import STAGES
-
     affine, step, scaled, masked, figures = key
     return fk.compile_program(
         lowered.predictions,

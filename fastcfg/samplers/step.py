@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import fastcfg_kernels as fk
 import torch
 from torch import Tensor
 
 from ..prediction import Prediction
 from ..validate import Weight, check_tensor, number
 
-__all__ = ["STAGES", "Step", "stage_key"]
+__all__ = ["Step", "stage_key"]
 
 _WEIGHTS = ("prediction", "x", "x0_prediction", "x0_x", "previous_x0", "noise", "input_scale", "next_input_scale")
 
@@ -142,26 +141,9 @@ class Step:
 
 
 def stage_key(step: Step, model_input: bool) -> int:
-    """Which of :data:`STAGES` a step is, with or without the next model input among its outputs."""
+    """Return the number of a step in :data:`~fastcfg.rules.step_stages.STAGES`.
+
+    Args:
+        model_input: whether the next model input is among its outputs.
+    """
     return (step.previous_x0 is not None) + 2 * (step.noise is not None) + 4 * model_input
-
-
-def _stage(history: bool, noise: bool, model_input: bool) -> fk.Stage:
-    """The outputs of a step: the next x; the clean sample where it is kept; the next model input."""
-    reads = ["x", *["previous_x0"] * history, *["noise"] * noise]
-    row = [f"step_{name}" for name in ("prediction", *reads)]
-    names, rows = list(row), [row]
-    if history:
-        names += ["step_x0_prediction", "step_x0_x"]
-        rows.append([*names[-2:], *["0.0"] * (len(row) - 2)])
-    if model_input:
-        names.append("step_input_scale")
-        rows.append([f"step_input_scale * {name}" for name in row])
-    result = ", ".join(term for terms in rows for term in terms)
-    source = f"def step({', '.join(names)}):\n    return {result}\n"
-    formula = fk.function_from_source("step", source, {})
-    return fk.Stage(formula, "step", reads=tuple(reads), rows=len(rows))
-
-
-STAGES = tuple(_stage(bool(key & 1), bool(key & 2), bool(key & 4)) for key in range(8))
-"""By :func:`stage_key`."""

@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import distillation
-from fastcfg.distill import command, step_time
+from fastcfg.cli import distill as command
+from fastcfg.distill import step_time
 
 
 def test_it_trains_measures_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,8 @@ from benchmarks.quality.sampling import Start, ddim, in_precision, sample
 from fastcfg import CFG
 from fastcfg.demo.checkpoint import DENOISER
 from fastcfg.demo.diffusion import noise_scheduler
+from fastcfg.demo.distillation import AVOIDED_COLOUR
 from fastcfg.demo.judge import Judge
-from fastcfg.distill.demo import AVOIDED_COLOUR
 
 BY_NAME = {curve.name: curve for curve in CURVES}
 ULP = 2.0**-24

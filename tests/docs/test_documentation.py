@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastcfg.rules.catalog import entries, functions, to_markdown
+from fastcfg.cli.catalog import entries, functions, to_markdown
 
 ROOT = Path(__file__).parents[2]
 

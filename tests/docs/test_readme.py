@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import matrix, readme
 from fastcfg import APGMix, CFGZeroStar, GatedCFG
-from fastcfg.rules.catalog import entries
+from fastcfg.cli.catalog import entries
 
 
 def test_generated_parts_are_current() -> None:

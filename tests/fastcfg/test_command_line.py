@@ -45,6 +45,6 @@ def test_bad_input_is_one_line() -> None:
 
 
 def test_the_installed_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "fastcfg.cli", "info", "--json"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "fastcfg", "info", "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["fastcfg"] == fastcfg.__version__

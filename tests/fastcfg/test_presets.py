@@ -10,7 +10,7 @@ from diffusers import LatentConsistencyModelPipeline
 from diffusers.models.embeddings import get_timestep_embedding
 
 from fastcfg import CFG, GuidedDenoiser, guide
-from fastcfg.distill.conventions import (
+from fastcfg.denoiser.conventions import (
     check_double_guidance,
     flux_guidance_embedding,
     flux_guidance_value,

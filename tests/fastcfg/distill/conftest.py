@@ -8,9 +8,9 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, UNet2DConditionModel
 
 from fastcfg import CFG, GuidedDenoiser, Rule
+from fastcfg.demo.distillation import demo_task
 from fastcfg.demo.model import UNet, UNetConfig
 from fastcfg.distill import Network, Task
-from fastcfg.distill.demo import demo_task
 from fastcfg.files import save_tensors
 
 

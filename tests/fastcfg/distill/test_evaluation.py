@@ -12,12 +12,13 @@ import torch
 from typer.testing import CliRunner
 
 from fastcfg import APG, CFG, PerpNeg
+from fastcfg.cli import distill as command
 from fastcfg.cli.app import app
+from fastcfg.demo import distillation as demo_module
 from fastcfg.demo.judge import Judge
-from fastcfg.distill import DistillConfig, Distiller, Task, command, gap, step_time, student_sample, teacher_sample
-from fastcfg.distill import demo as demo_module
+from fastcfg.demo.judged import judge_both
+from fastcfg.distill import DistillConfig, Distiller, Task, gap, step_time, student_sample, teacher_sample
 from fastcfg.distill.evaluate import draw_start
-from fastcfg.distill.judge import judge_both
 
 Make = Callable[..., Task]
 CONFIG = DistillConfig(batch=4, trajectories=2, sampler_steps=(2,), window=1)
@@ -110,7 +111,7 @@ def test_the_command(tiny_task: Make, tmp_path: Path, monkeypatch: pytest.Monkey
         (["--rule", "{"], "rule: expected a rule's name or its JSON"),
         (["--rule", "InstructPix2Pix"], "rule: the demo's model has no predictions"),
         (["--task", "nowhere:task"], "task: expected module:function"),
-        (["--task", "fastcfg.distill.demo:AVOIDED_COLOUR"], "task: expected module:function"),
+        (["--task", "fastcfg.demo.distillation:AVOIDED_COLOUR"], "task: expected module:function"),
         (["--low", "5", "--high", "2"], "high: expected a number at least 5"),
         (["--form", "sd"], "form: expected one of"),
         (["--device", "tpu"], "tpu"),

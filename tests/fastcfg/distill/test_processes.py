@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from fastcfg import CFG
 from fastcfg.distill import DistillConfig, Distiller, distill
-from fastcfg.distill.demo import demo_task
+from fastcfg.demo.distillation import demo_task
 
 checkpoint, folder = map(Path, sys.argv[1:])
 config = DistillConfig(steps=2, batch=4, accumulate=2, trajectories=2, sampler_steps=(2,), window=2, reuse=1, warmup=0)

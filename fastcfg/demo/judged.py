@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ..demo.judge import Judge
+from ..distill.evaluate import draw_start, student_sample, teacher_sample
+from ..distill.student import Student
+from ..distill.task import Task, arguments_of
 from ..metrics import Quality
-from .demo import AVOIDED_COLOUR
-from .evaluate import draw_start, student_sample, teacher_sample
-from .student import Student
-from .task import Task, arguments_of
+from .distillation import AVOIDED_COLOUR
+from .judge import Judge
 
 __all__ = ["Judged", "judge_both"]
 

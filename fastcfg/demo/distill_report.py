@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..demo.picture import mosaic
+from ..distill.evaluate import Gap, StepTime, draw_start, student_sample, teacher_sample
+from ..distill.student import Student
+from ..distill.task import Task
 from ..metrics import Quality
-from .evaluate import Gap, StepTime, draw_start, student_sample, teacher_sample
-from .judge import Judged
-from .student import Student
-from .task import Task
+from .judged import Judged
+from .picture import mosaic
 
 __all__ = ["Findings", "draw", "from_json", "to_json", "to_markdown"]
 

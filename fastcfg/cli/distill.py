@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..demo.distill_report import Findings, draw, to_json, to_markdown
+from ..distill.config import DistillConfig
+from ..distill.evaluate import gaps, step_time
+from ..distill.run import STUDENT, distill
+from ..distill.student import Student
+from ..distill.task import Task
 from ..files import write_atomically
 from ..rules import Rule
-from .config import DistillConfig
-from .evaluate import gaps, step_time
-from .report import Findings, draw, to_json, to_markdown
-from .run import STUDENT, distill
-from .student import Student
-from .task import Task
 
 __all__ = ["Options", "command", "measure", "task_of"]
 
@@ -62,7 +62,7 @@ def task_of(options: Options) -> Task:
     """
     rule = _rule(options.rule)
     if not options.task:
-        from .demo import demo_task
+        from ..demo.distillation import demo_task
 
         return demo_task(rule, device=options.device)
     module, _, name = options.task.partition(":")
@@ -114,7 +114,7 @@ def measure(
         quality: Any = []
         if samples:
             from ..demo.judge import Judge
-            from .judge import judge_both
+            from ..demo.judged import judge_both
 
             bar.update(job, description="quality")
             quality = judge_both(

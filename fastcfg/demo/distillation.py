@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from ..core.conditions import Conditions
-from ..demo.checkpoint import DENOISER, STUDENT, load_denoiser
-from ..demo.data import IMAGE_SIZE, NUM_COLOURS, NUM_DIGITS, Digits, draw_batch, load_digits
-from ..demo.diffusion import noise_scheduler
-from ..demo.sample import labels
 from ..denoiser import GuidedDenoiser
+from ..distill.student import Student
+from ..distill.student_file import load_student
+from ..distill.task import Task
 from ..rules import CFG, Rule
-from .student import Student
-from .student_file import load_student
-from .task import Task
+from .checkpoint import DENOISER, STUDENT, load_denoiser
+from .data import IMAGE_SIZE, NUM_COLOURS, NUM_DIGITS, Digits, draw_batch, load_digits
+from .diffusion import noise_scheduler
+from .sample import labels
 
 __all__ = ["AVOIDED_COLOUR", "demo_student", "demo_task"]
 

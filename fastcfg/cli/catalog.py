@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import PerpNeg, Rule, registry
+from ..rules import PerpNeg, Rule, registry
 
 __all__ = ["Entry", "Function", "entries", "example", "functions", "to_markdown"]
 
