@@ -4,6 +4,8 @@ A rule is a frozen value; :func:`guide` applies it to the denoiser's predictions
 and its guidance as one callable.
 """
 
+from fastcfg_kernels.former_modules import keep_former_modules
+
 from . import schedules
 from .core.conditions import Condition
 from .core.frames import guide_frames
@@ -158,3 +160,34 @@ __all__ = [
     "universal_step",
     "warmup",
 ]
+
+keep_former_modules(
+    {
+        **{f"fastcfg.{name}": f"fastcfg.core.{name}" for name in ("conditions", "frames", "state")},
+        "fastcfg.guidance": "fastcfg.core.guide",
+        "fastcfg.guided_step": "fastcfg.core.step",
+        "fastcfg.presets": "fastcfg.rules.presets",
+        "fastcfg.catalog": "fastcfg.cli.catalog",
+        "fastcfg.steps": "fastcfg.samplers.steps",
+        "fastcfg.planner": "fastcfg.denoiser.planner",
+        "fastcfg.parameterization": "fastcfg.prediction",
+        "fastcfg.geometry": "fastcfg.metrics.geometry",
+        "fastcfg.steadiness": "fastcfg.metrics.steadiness",
+        "fastcfg.distill.conventions": "fastcfg.denoiser.conventions",
+        "fastcfg.distill.demo": "fastcfg.demo.distillation",
+        **{
+            f"fastcfg.{name}": f"fastcfg.methods.{name}"
+            for name in (
+                "attention",
+                "classifier",
+                "dropout",
+                "history",
+                "langevin",
+                "logits",
+                "noise_rescaling",
+                "thresholding",
+                "universal",
+            )
+        },
+    }
+)

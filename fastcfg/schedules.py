@@ -1,7 +1,7 @@
 """Schedules of a parameter over a run of a sampler.
 
 A schedule is a frozen value that any numeric parameter of a rule takes in place of a number; ``rule.at(step,
-num_steps, sigma=…)`` resolves it. A curve (:class:`Linear`, :class:`Cosine`, …) gives exactly its start at the first
+num_steps, sigma=…)`` resolves it. A curve (:class:`Ramp`, :class:`Cosine`, …) gives exactly its start at the first
 step and exactly its end at the last; a single step gives the start. On other axes than the steps (time t/T, noise
 level, log-SNR) the same curves run by :class:`OnAxis`. Both directions are offered, up and down: which one helps
 depends on the model (2404.13040 finds increasing scales better than decreasing ones).
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -20,9 +21,9 @@ __all__ = [
     "Cosine",
     "Exponential",
     "Interval",
-    "Linear",
     "OnAxis",
     "Power",
+    "Ramp",
     "Schedule",
     "SigmaInterval",
     "Step",
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 Axis = Literal["step", "t", "sigma", "logsnr"]
+
+_FORMER_NAMES = {"Linear": "Ramp"}
+"""Schedules by the names that they had before, which JSON may hold for good."""
 
 
 def _number(owner: str, name: str, value: Any) -> float:
@@ -121,6 +125,7 @@ class Schedule:
         """
         nested = {key: Schedule.from_dict(v) if isinstance(v, dict) else v for key, v in data.items()}
         kind = nested.pop("schedule", None)
+        kind = _FORMER_NAMES.get(kind, kind) if isinstance(kind, str) else kind
         if kind not in Schedule.kinds:
             raise ValueError(f"schedule: expected one of {sorted(Schedule.kinds)}, got {kind!r}")
         try:
@@ -150,7 +155,7 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True)
-class Linear(Schedule):
+class Ramp(Schedule):
     """From ``start`` at the first step to ``end`` at the last, in equal steps; either way up or down."""
 
     start: float
@@ -255,7 +260,7 @@ class OnAxis(Schedule):
     """A curve whose progress is counted on another axis than the steps'.
 
     Args:
-        curve: a curve, such as ``Linear(10, 2)``.
+        curve: a curve, such as ``Ramp(10, 2)``.
         axis: ``"step"``: step/(num_steps-1), as without this. ``"t"``: 1 - t/T with t counted from T = num_steps down
             to 1, the form ``s_min + (s_max - s_min) t/T``, which does not reach its end (2.008 for 10 to 2 in 1,000
             steps). ``"sigma"``: by equal differences of the noise level from ``first`` to ``last``. ``"logsnr"``: by
@@ -274,7 +279,7 @@ class OnAxis(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.curve, Schedule) or type(self.curve).value_at is Schedule.value_at:
-            raise TypeError(f"OnAxis: curve: expected a curve such as Linear(10, 2), got {self.curve!r}")
+            raise TypeError(f"OnAxis: curve: expected a curve such as Ramp(10, 2), got {self.curve!r}")
         _choice("OnAxis", "axis", self.axis, get_args(Axis))
         lowest = min(self.first, self.last)
         if self.axis in ("sigma", "logsnr") and (
@@ -376,3 +381,12 @@ class SigmaInterval(Schedule):
         inside |= self.window != "strict" and level == high
         inside |= self.window == "closed" and level == low
         return self.value if inside else self.outside
+
+
+def __getattr__(name: str) -> Any:
+    """Return a schedule by a former name, with a warning."""
+    if name not in _FORMER_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = _FORMER_NAMES[name]
+    warnings.warn(f"fastcfg.schedules.{name} is now fastcfg.schedules.{new}", DeprecationWarning, stacklevel=2)
+    return globals()[new]

@@ -143,7 +143,7 @@ def with_schedule(rng: Random, rule: Rule, steps: int) -> tuple[Rule, list[float
     made: schedules.Schedule
     match rng.choice(("linear", "cosine", "interval", "values")):
         case "linear":
-            made = schedules.Linear(low, high)
+            made = schedules.Ramp(low, high)
             values = [classifier_free.linear_schedule(i, steps, low, high) for i in range(steps)]
         case "cosine":
             made = schedules.Cosine(low, high)

@@ -18,7 +18,7 @@ guided = fastcfg.guide(bounded(limit=0.1), uncond=uncond, cond=cond)
 lengths = torch.linalg.vector_norm(guided - uncond, dim=(1, 2, 3)) / torch.linalg.vector_norm(uncond, dim=(1, 2, 3))
 print("length of what guidance adds, in |uncond|:", [round(float(length), 4) for length in lengths])  # 7.5 * 0.1
 
-rescaled = Rescale(bounded(schedules.Linear(1.0, 7.5)), phi=0.7)  # Modifiers and schedules, as for any rule.
+rescaled = Rescale(bounded(schedules.Ramp(1.0, 7.5)), phi=0.7)  # Modifiers and schedules, as for any rule.
 again = Rule.from_json(rescaled.to_json())
 print("through JSON:", again == rescaled)
 print("its weights, as generated:", *bounded().program.source.splitlines(), sep="\n  ")

@@ -15,7 +15,7 @@ digits = torch.arange(10)
 conditions = {"uncond": labels(like=digits), "cond": labels(digits, like=digits)}
 rules = {
     "every step": CFG(3.0),
-    "from 1 up to 5": CFG(schedules.Linear(1.0, 5.0)),
+    "from 1 up to 5": CFG(schedules.Ramp(1.0, 5.0)),
     "the middle half": CFG(schedules.Interval(3.0, start=0.25, stop=0.75)),
     "every third delta": GatedCFG(3.0, every=3),
 }

@@ -7,6 +7,7 @@ from . import math
 from .backends.registry import Backend, choose_backend
 from .backends.triton.launch_plan import LaunchPlan, plan_launch
 from .checks import check_param
+from .former_modules import keep_former_modules
 from .formula.generated import function_from_source
 from .formula.program import Figures, Program, Stage, compile_program
 from .guide import Target, guide, guide_at_once, guide_checked, guide_outputs, writable
@@ -34,3 +35,10 @@ __all__ = [
     "shadow",
     "writable",
 ]
+
+keep_former_modules(
+    {
+        "fastcfg_kernels.program": "fastcfg_kernels.formula.program",
+        "fastcfg_kernels.gpu": "fastcfg_kernels.backends.triton",
+    }
+)

@@ -146,7 +146,7 @@ def test_windows_by_level_and_the_planner() -> None:
     with pytest.raises(ValueError, match="scale_1: is a schedule"):
         guide(rule, **p)
     with pytest.raises(ValueError, match="rescale: is a schedule"):
-        guide(FDG(rescale=schedules.Linear(0, 1)), **p)
+        guide(FDG(rescale=schedules.Ramp(0, 1)), **p)
 
 
 def test_scales_by_sample_and_batch_invariance() -> None:

@@ -216,7 +216,7 @@ def test_rules_round_trip() -> None:
     for rule in (
         HistoryGuidance(3.0),
         HistoryGuidance((3.0, 1.0), kind="temporal"),
-        HistoryGuidance(schedules.Linear(3, 1), kind="fractional"),
+        HistoryGuidance(schedules.Ramp(3, 1), kind="fractional"),
         HistoryGuidance((3.0, schedules.Cosine(3, 1)), kind="between"),
         InnerGuidance(5.0, schedules.Interval(3.0, stop=0.5, outside=0.0)),
     ):

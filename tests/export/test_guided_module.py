@@ -127,7 +127,7 @@ def test_a_model_that_fixes_a_size_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rule": CFG(fastcfg.schedules.Linear(1, 2))}, "rule: has schedules"),
+        ({"rule": CFG(fastcfg.schedules.Ramp(1, 2))}, "rule: has schedules"),
         ({"rule": None}, "rule: expected a rule, since the model takes no guidance scale"),
         ({"rule": PerpNeg(over="batch")}, "rule: its sums run over the whole batch"),
         ({"parameters": ["phi"]}, r"parameters: CFG has \['scale'\], got \['phi'\]"),

@@ -19,7 +19,7 @@ from fastcfg.methods.classifier import (
     train_noisy_classifier,
 )
 from fastcfg.methods.universal import universal_gradient, universal_step
-from fastcfg.schedules import Linear as LinearSchedule
+from fastcfg.schedules import Ramp as LinearSchedule
 
 X, G = torch.randn(3, 4), torch.randn(3, 4)
 NET = torch.nn.Linear(4, 5)

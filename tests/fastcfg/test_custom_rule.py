@@ -53,7 +53,7 @@ def test_it_is_a_rule_like_any_other() -> None:
     assert rule.conditions == ("uncond", "cond") and "helper" in rule.title
     assert Rule.from_json(rule.to_json()) == rule == damped(3.0) and hash(rule) == hash(damped(3.0))
     predictions = draw(("uncond", "cond"), (2, 50), torch.float64)
-    half = damped(schedules.Linear(1.0, 2.0)).at(4, 5)
+    half = damped(schedules.Ramp(1.0, 2.0)).at(4, 5)
     assert half == damped(2.0)
     torch.testing.assert_close(
         fastcfg.guide(rule, params={"scale": torch.tensor([2.0, 2.0])}, **predictions),

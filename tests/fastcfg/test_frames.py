@@ -246,7 +246,7 @@ P = draw(CFG(), 2)
         (lambda: guide_frames(CFG(), SCALES, uncond=P["uncond"], cond=1.0), "cond: expected a tensor, got float"),
         (lambda: guide_frames(CFG(), SCALES, **P | {"cond": P["cond"][:1]}), "cond: expected the shape of uncond"),
         (
-            lambda: guide_frames(CFG(rescale=schedules.Linear(0, 1)), SCALES, **P),
+            lambda: guide_frames(CFG(rescale=schedules.Ramp(0, 1)), SCALES, **P),
             "rescale: is a schedule",
         ),
         (lambda: guide_frames(CFG(rescale=0.5), SCALES, parameter="rescale", **P), "parameter: 'rescale' belongs to"),

@@ -122,7 +122,7 @@ P = draw(CFG(), torch.float32)
         (lambda: geometry(CFG(), target="image", **P), r"target: expected one of \['uncond', 'cond'\], got 'image'"),
         (lambda: geometry(CFG(), origin="image", **P), r"origin: expected a prediction of \['uncond', 'cond'\]"),
         (lambda: geometry(CFG(), params={"w": 1.0}, **P), r"params: CFG has \['scale'\]"),
-        (lambda: geometry(CFG(schedules.Linear(1, 2)), **P), "scale: is a schedule"),
+        (lambda: geometry(CFG(schedules.Ramp(1, 2)), **P), "scale: is a schedule"),
         (lambda: geometry(CFG(), uncond=P["uncond"].long(), cond=P["cond"]), "uncond: expected a floating tensor"),
         (lambda: geometry(CFG(), uncond=P["uncond"][:1], cond=P["cond"]), "cond: expected the shape"),
     ],

@@ -14,7 +14,7 @@ from conformance.oracles.rounding import ulp
 import fastcfg
 from fastcfg import APG, CFG, FDG, CFGZeroStar, Clamp, InDomain, NormCap, Rule, Sampler, State, guide, guide_step
 from fastcfg.samplers import DDIM, DPMSolver2M, Step
-from fastcfg.schedules import Linear
+from fastcfg.schedules import Ramp
 
 PRODUCTS = [0.02, 0.1, 0.35, 0.7, 0.95, 1.0]
 SOLVERS = {"DDIM": DDIM(), "DDIM-eta": DDIM(1.0), "2M": DPMSolver2M(), "2M-SDE": DPMSolver2M(1.0)}
@@ -200,7 +200,7 @@ def test_gradients_pass_through() -> None:
 
 
 def test_schedules_are_resolved_by_the_step() -> None:
-    rule = CFG(Linear(6.0, 2.0))
+    rule = CFG(Ramp(6.0, 2.0))
     given = draw(rule, torch.float32)
     x = given["cond"] * 0.5
     for step in sampler("DDIM"):

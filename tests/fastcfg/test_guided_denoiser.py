@@ -116,7 +116,7 @@ def test_construction_and_model_errors() -> None:
     with pytest.raises(ValueError, match="mode: expected 'batched', 'sequential', 'auto' or an executor, got 'split'"):
         GuidedDenoiser(Model(), CFG(), mode="split")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="step: the rule has schedules"):
-        GuidedDenoiser(Model(), CFG(schedules.Linear(1, 2)))(X, 0.5, conditions=given)
+        GuidedDenoiser(Model(), CFG(schedules.Ramp(1, 2)))(X, 0.5, conditions=given)
     with pytest.raises(TypeError, match=r"model: expected a tensor, .* got str"):
         GuidedDenoiser(lambda x, t, text: "noise", CFG())(X, 0.5, conditions=given)
     with pytest.raises(ValueError, match="model: expected 6 predictions for 2 passes of 3, got 3"):

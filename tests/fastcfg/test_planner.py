@@ -221,7 +221,7 @@ def test_rules_of_other_forms_share_passes() -> None:
 
 
 def test_errors_name_the_argument() -> None:
-    scheduled = CFG(schedules.Linear(1.0, 5.0))
+    scheduled = CFG(schedules.Ramp(1.0, 5.0))
     with pytest.raises(ValueError, match="step: the rule has schedules"):
         plan(scheduled)
     with pytest.raises(ValueError, match="step, num_steps: give both"):

@@ -19,7 +19,7 @@ from fastcfg.denoiser.conventions import (
     scale_from_lcm_weight,
 )
 from fastcfg.rules.presets import SWEET_SPOTS, all_presets, guard_extreme_scale, preset, sweet_spot_advice
-from fastcfg.schedules import Linear
+from fastcfg.schedules import Ramp
 
 TABLE = {
     "SD1.5": (7.5, 5, 12),
@@ -109,7 +109,7 @@ def test_extreme_scales() -> None:
     with pytest.raises(ValueError, match="mode"):
         guard_extreme_scale(CFG(25.0), mode="fix")
     with pytest.raises(ValueError, match="rule"):
-        guard_extreme_scale(CFG(Linear(30.0, 1.0)))
+        guard_extreme_scale(CFG(Ramp(30.0, 1.0)))
     with pytest.raises(TypeError, match="rule"):
         guard_extreme_scale(25.0)
 

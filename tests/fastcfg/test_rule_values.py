@@ -29,12 +29,12 @@ numbers = st.floats(-20, 20, allow_nan=False).map(lambda x: round(x, 3))
 shares = st.floats(0, 1).map(lambda x: round(x, 3))
 curves = st.one_of(
     st.builds(schedules.Constant, numbers),
-    st.builds(schedules.Linear, numbers, numbers),
+    st.builds(schedules.Ramp, numbers, numbers),
     st.builds(schedules.Cosine, numbers, numbers),
     st.builds(schedules.Step, numbers, numbers, shares),
     st.builds(lambda v, a, b: schedules.Interval(v, a / 8, b / 8), numbers, st.integers(0, 3), st.integers(4, 8)),
 )
-share_curves = st.builds(schedules.Linear, shares, shares)
+share_curves = st.builds(schedules.Ramp, shares, shares)
 scales = st.one_of(numbers, numbers, curves)
 plain_rules = st.one_of(
     st.builds(CFG, scales, st.one_of(shares, share_curves), base=st.sampled_from(["uncond", "cond"])),
@@ -94,7 +94,7 @@ def test_rules_differ_by_any_field() -> None:
         ({"scale": 1.0}, "type: expected one of .*, got None"),
         ({"type": "CFG", "skale": 1.0}, "rule: CFG has no field skale"),
         ({"type": "CFG", "scale": {"schedule": "Parabola"}}, "schedule: expected one of .*, got 'Parabola'"),
-        ({"type": "CFG", "scale": {"schedule": "Linear", "begin": 1.0}}, "schedule: Linear"),
+        ({"type": "CFG", "scale": {"schedule": "Ramp", "begin": 1.0}}, "schedule: Ramp"),
         ({"type": "CFG", "scale": "7"}, "scale: expected a number or a schedule, got str"),
         ({"type": "Rescale", "rule": {"type": "?"}}, "type: expected one of"),
     ],
@@ -193,7 +193,7 @@ def test_nested_rescales_keep_a_parameter_each() -> None:
 @pytest.mark.parametrize("step", [0, 3, 9])
 def test_a_schedule_acts_in_a_rule(step: int) -> None:
     predictions = draw(("uncond", "cond"), (2, 30), torch.float64)
-    got = fastcfg.guide(CFG(schedules.Linear(7.5, 1.0)).at(step, 10), **predictions)
+    got = fastcfg.guide(CFG(schedules.Ramp(7.5, 1.0)).at(step, 10), **predictions)
     scale = classifier_free.linear_schedule(step, 10, 7.5, 1.0)
     expected = torch.from_numpy(classifier_free.cfg(**exact(predictions), scale=scale))
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)

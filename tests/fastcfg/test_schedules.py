@@ -17,7 +17,7 @@ STEPS = [1, 2, 3, 11, 50]
 @pytest.mark.parametrize("num_steps", STEPS)
 def test_curves_over_the_steps(num_steps: int) -> None:
     for step in range(num_steps):
-        linear = schedules.Linear(10, 2).at(step, num_steps)
+        linear = schedules.Ramp(10, 2).at(step, num_steps)
         assert linear == oracle.linear_schedule(step, num_steps, 10, 2)
         cosine = schedules.Cosine(10, 2).at(step, num_steps)
         assert math.isclose(cosine, oracle.cosine_schedule(step, num_steps, 10, 2), rel_tol=1e-14)
@@ -27,7 +27,7 @@ def test_curves_over_the_steps(num_steps: int) -> None:
         assert math.isclose(schedules.Power(10, 2, 3).at(step, num_steps), 10 - 8 * r**3, rel_tol=1e-14)
 
 
-@pytest.mark.parametrize("kind", [schedules.Linear, schedules.Cosine, schedules.Exponential, schedules.Power])
+@pytest.mark.parametrize("kind", [schedules.Ramp, schedules.Cosine, schedules.Exponential, schedules.Power])
 def test_ends_are_exact_up_and_down(kind: type[Schedule]) -> None:
     for start, end in ((10.0, 2.0), (1.1, 7.3)):
         curve = kind(start, end)  # type: ignore[call-arg]
@@ -38,7 +38,7 @@ def test_ends_are_exact_up_and_down(kind: type[Schedule]) -> None:
 
 def test_the_form_in_t_does_not_reach_its_end() -> None:
     steps = 1000
-    form = schedules.OnAxis(schedules.Linear(10, 2), "t")
+    form = schedules.OnAxis(schedules.Ramp(10, 2), "t")
     for step in (0, 1, 500, 999):
         exact = oracle.linear_schedule_in_time(steps - step, steps, 2, 10)
         assert math.isclose(form.at(step, steps), exact, rel_tol=1e-14)
@@ -52,7 +52,7 @@ def test_the_form_in_t_does_not_reach_its_end() -> None:
 @given(steps=st.integers(2, 60), first=st.floats(1, 100), share=st.floats(0.001, 0.5))
 def test_the_axes_agree_where_the_steps_are_even_on_them(steps: int, first: float, share: float) -> None:
     last = first * share
-    for curve in (schedules.Linear(10, 2), schedules.Cosine(1, 6)):
+    for curve in (schedules.Ramp(10, 2), schedules.Cosine(1, 6)):
         for step in range(steps):
             r = step / (steps - 1)
             expected = curve.at(step, steps)
@@ -64,9 +64,9 @@ def test_the_axes_agree_where_the_steps_are_even_on_them(steps: int, first: floa
 
 def test_beyond_the_axis_a_curve_holds_its_ends() -> None:
     for axis in ("sigma", "logsnr"):
-        curve = schedules.OnAxis(schedules.Linear(10, 2), axis, 8.0, 0.5)
+        curve = schedules.OnAxis(schedules.Ramp(10, 2), axis, 8.0, 0.5)
         assert curve.at(0, 4, sigma=20.0) == 10 and curve.at(3, 4, sigma=0.01) == 2 and curve.at(3, 4, sigma=0.0) == 2
-    upward = schedules.OnAxis(schedules.Linear(10, 2), "logsnr", 0.5, 8.0)
+    upward = schedules.OnAxis(schedules.Ramp(10, 2), "logsnr", 0.5, 8.0)
     assert upward.at(0, 4, sigma=0.0) == 10 and upward.at(3, 4, sigma=9.0) == 2
 
 
@@ -92,12 +92,12 @@ def test_windows_by_noise_level() -> None:
 
 
 def test_a_rule_passes_the_noise_level_on() -> None:
-    rule = CFG(schedules.SigmaInterval(5, 0.5, 2), rescale=schedules.Linear(0, 1))
+    rule = CFG(schedules.SigmaInterval(5, 0.5, 2), rescale=schedules.Ramp(0, 1))
     assert rule.at(1, 3, sigma=1.0) == CFG(5.0, rescale=0.5)
     assert rule.at(2, 3, sigma=torch.tensor(3.0)) == CFG(1.0, rescale=1.0)
     with pytest.raises(ValueError, match="sigma: SigmaInterval runs on the noise level"):
         rule.at(1, 3)
-    assert CFG(schedules.Linear(1, 3)).at(1, 3, sigma=0.5) == CFG(2.0)
+    assert CFG(schedules.Ramp(1, 3)).at(1, 3, sigma=0.5) == CFG(2.0)
 
 
 def test_a_schedule_of_ones_own_needs_no_noise_level() -> None:
@@ -120,7 +120,7 @@ def test_listed_values() -> None:
     "schedule",
     [
         schedules.Constant(3),
-        schedules.Linear(10, 2),
+        schedules.Ramp(10, 2),
         schedules.Exponential(10, 2),
         schedules.Power(10, 2, 0.5),
         schedules.Step(9, 3),
@@ -148,14 +148,14 @@ def test_json_round_trip(schedule: Schedule) -> None:
         (lambda: schedules.SigmaInterval(5, 2, 1), "SigmaInterval: low, high: expected low < high, got 2.0, 1.0"),
         (lambda: schedules.SigmaInterval(5, 1, 2, axis="snr"), "SigmaInterval: axis: expected one of sigma, logsnr"),
         (lambda: schedules.OnAxis(schedules.Interval(5)), "OnAxis: curve: expected a curve"),
-        (lambda: schedules.OnAxis(schedules.Linear(1, 2), "time"), "OnAxis: axis: expected one of step, t"),
-        (lambda: schedules.OnAxis(schedules.Linear(1, 2), "logsnr"), "first, last: expected two noise levels above"),
-        (lambda: schedules.OnAxis(schedules.Linear(1, 2), "sigma", 1, 1), "first, last: expected two noise levels of"),
+        (lambda: schedules.OnAxis(schedules.Ramp(1, 2), "time"), "OnAxis: axis: expected one of step, t"),
+        (lambda: schedules.OnAxis(schedules.Ramp(1, 2), "logsnr"), "first, last: expected two noise levels above"),
+        (lambda: schedules.OnAxis(schedules.Ramp(1, 2), "sigma", 1, 1), "first, last: expected two noise levels of"),
         (lambda: schedules.SigmaInterval(5, 1, 2).at(0, 1, sigma=-1), "sigma: expected a noise level of 0 or more"),
         (lambda: schedules.SigmaInterval(5, 1, 2).at(0, 1, sigma=torch.ones(2)), "sigma: expected one number"),
         (lambda: schedules.SigmaInterval(5, 1, 2).at(0, 1, sigma="1"), "sigma: expected a number, got str"),
         (lambda: Schedule.from_dict({"schedule": "Line"}), "schedule: expected one of"),
-        (lambda: Schedule.from_dict({"schedule": "Linear", "begin": 1}), "schedule: Linear: .*begin"),
+        (lambda: Schedule.from_dict({"schedule": "Linear", "begin": 1}), "schedule: Ramp: .*begin"),
     ],
 )
 def test_errors_name_the_argument(make: object, message: str) -> None:
@@ -166,3 +166,14 @@ def test_errors_name_the_argument(make: object, message: str) -> None:
 def test_a_tensor_on_a_device_is_refused() -> None:
     with pytest.raises(TypeError, match="sigma: expected a number, got a tensor on meta"):
         schedules.SigmaInterval(5, 1, 2).at(0, 1, sigma=torch.ones((), device="meta"))  # type: ignore[arg-type]
+
+
+def test_a_former_name_loads_for_good_and_warns_in_code() -> None:
+    """JSON that another version wrote keeps loading; code learns the new name."""
+    assert schedules.Schedule.from_dict({"schedule": "Linear", "start": 1.0, "end": 3.0}) == schedules.Ramp(1.0, 3.0)
+    rule = CFG.from_json('{"type": "CFG", "scale": {"schedule": "Linear", "start": 1.0, "end": 3.0}}')
+    assert rule == CFG(schedules.Ramp(1.0, 3.0))
+    with pytest.warns(DeprecationWarning, match=r"schedules\.Linear is now fastcfg\.schedules\.Ramp"):
+        assert schedules.Linear is schedules.Ramp
+    with pytest.raises(AttributeError, match="Slope"):
+        _ = schedules.Slope

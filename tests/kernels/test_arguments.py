@@ -69,7 +69,7 @@ def test_a_scale_for_each_sample(backend: str) -> None:
 
 
 def test_a_tensor_overrides_a_schedule() -> None:
-    rule = CFG(schedules.Linear(1.0, 9.0))
+    rule = CFG(schedules.Ramp(1.0, 9.0))
     got = fastcfg.guide(rule, uncond=U, cond=C, params={"scale": 3.0})
     torch.testing.assert_close(got, fastcfg.guide(CFG(3.0), uncond=U, cond=C))
 
@@ -247,20 +247,20 @@ def test_kernels_refuse_a_wrong_count_and_wrong_names() -> None:
         (lambda: fastcfg.Linear((("a", 1.0), ("a", 2.0))), "weights: expected one or more distinct"),
         (lambda: fastcfg.Linear((("a", float("nan")),)), r"weights\['a'\]: expected a finite number"),
         (lambda: fastcfg.guide("cfg", uncond=U, cond=C), "rule: expected a fastcfg rule, got str"),
-        (lambda: schedules.Linear("a", 1.0), "Linear: start: expected a number, got str"),
-        (lambda: schedules.Linear(1.0, float("nan")), "Linear: end: expected a finite number"),
+        (lambda: schedules.Ramp("a", 1.0), "Linear: start: expected a number, got str"),
+        (lambda: schedules.Ramp(1.0, float("nan")), "Linear: end: expected a finite number"),
         (lambda: schedules.Constant(True), "Constant: value: expected a number, got bool"),
         (lambda: schedules.Interval(5.0, 0.6, 0.4), "Interval: start, stop: expected shares"),
         (lambda: schedules.Interval(5.0, -0.1, 0.4), "Interval: start, stop"),
         (lambda: schedules.Interval(5.0, 0.1, 1.4), "Interval: start, stop"),
         (lambda: schedules.Step(5.0, 1.0, 1.5), "Step: switch: expected a share"),
-        (lambda: schedules.Linear(1.0, 2.0).at(0, 0), "num_steps: expected a positive integer, got 0"),
-        (lambda: schedules.Linear(1.0, 2.0).at(5, 5), r"step: expected an integer in 0 \.\.\. 4, got 5"),
-        (lambda: schedules.Linear(1.0, 2.0).at(-1, 5), "step: expected an integer"),
+        (lambda: schedules.Ramp(1.0, 2.0).at(0, 0), "num_steps: expected a positive integer, got 0"),
+        (lambda: schedules.Ramp(1.0, 2.0).at(5, 5), r"step: expected an integer in 0 \.\.\. 4, got 5"),
+        (lambda: schedules.Ramp(1.0, 2.0).at(-1, 5), "step: expected an integer"),
         (lambda: CFG().at(1.0, 5), "step: expected an integer"),
         (lambda: CFG().at(0, 2.5), "num_steps: expected a positive integer"),
-        (lambda: fastcfg.guide(CFG(schedules.Linear(1, 2)), uncond=U, cond=C), r"scale: is a schedule; .*at\(step"),
-        (lambda: fastcfg.guide(CFG(schedules.Linear(1, 2), 0.5), uncond=U, cond=C), "scale: is a schedule"),
+        (lambda: fastcfg.guide(CFG(schedules.Ramp(1, 2)), uncond=U, cond=C), r"scale: is a schedule; .*at\(step"),
+        (lambda: fastcfg.guide(CFG(schedules.Ramp(1, 2), 0.5), uncond=U, cond=C), "scale: is a schedule"),
     ],
 )
 def test_rules_and_schedules_refuse(make: Any, message: str) -> None:

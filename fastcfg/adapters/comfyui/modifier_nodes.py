@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...rules import Clamp, NormCap, Rescale, Rule
-from ...schedules import Cosine, Exponential, Linear, Schedule
+from ...schedules import Cosine, Exponential, Ramp, Schedule
 from ...validate import check_choice
 from .hooks import attach, recipe_of
 from .perturbed import Patch, attach_perturbed, layers, skip_attention, skip_layer
@@ -54,7 +54,7 @@ def _clamp(model: Any, deviations: float, space: Space) -> Any:
 
 
 _CURVES: dict[str, Callable[[float, float], Schedule]] = {
-    "linear": Linear,
+    "linear": Ramp,
     "cosine": Cosine,
     "exponential": Exponential,
 }

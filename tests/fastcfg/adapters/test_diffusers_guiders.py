@@ -265,7 +265,7 @@ def test_under_compile_without_a_graph_break(twin: Twin) -> None:
 def test_memory_and_schedules_under_compile() -> None:
     torch._dynamo.reset()
     guider = fused.FusedAdaptiveProjectedGuidance(
-        guidance_scale=schedules.Linear(2.0, 6.0), adaptive_projected_guidance_momentum=-0.5
+        guidance_scale=schedules.Ramp(2.0, 6.0), adaptive_projected_guidance_momentum=-0.5
     )
     twin = guider.new()
     counter = CompileCounter()
@@ -290,7 +290,7 @@ def test_scales_for_each_sample_and_schedules() -> None:
             agree(together[i : i + 1], alone.forward(*(t[i : i + 1] for t in p.values())).pred)
         assert guider.config["guidance_scale"] == scales
         assert torch.equal(at_step(guider.new(), 0).forward(*p.values()).pred, together)
-    schedule = schedules.Linear(1.0, 5.0)
+    schedule = schedules.Ramp(1.0, 5.0)
     guider = fused.FusedClassifierFreeGuidance(guidance_scale=schedule)
     assert guider.num_conditions == 2, "a run may need both"
     for step in range(5):

@@ -170,7 +170,7 @@ def test_guiders_by_rule_where_they_are_not_cfg() -> None:
         "perp-neg": fused.PerpNegGuidance(5.0, 2.0),
         "dual": fused.DualGuidance(5.0, 2.0),
         "frames": fused.FrameGuidance([2.0, 8.0]),
-        "schedule": fused.ScheduledGuidance(schedules.Linear(1.0, 5.0)),
+        "schedule": fused.ScheduledGuidance(schedules.Ramp(1.0, 5.0)),
         "sigma": fused.ScheduledGuidance(schedules.SigmaInterval(5.0, low=0.0, high=0.9, outside=1.0)),
         "x0": fused.RuleGuidance(InDomain(APG(5.0, eta=0.0, norm_threshold=1.0))),
         "threshold": fused.DynamicThresholdingGuidance(5.0, quantile=0.5),

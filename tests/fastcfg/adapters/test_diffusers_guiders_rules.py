@@ -150,7 +150,7 @@ def test_passes_that_are_not_needed_are_not_run() -> None:
 
 
 def test_a_step_is_needed_where_the_rule_changes_over_a_run() -> None:
-    guider = fused.ScheduledGuidance(schedules.Linear(1.0, 5.0))
+    guider = fused.ScheduledGuidance(schedules.Ramp(1.0, 5.0))
     p = draw(("cond", "uncond"), (2, 3, 4), torch.float64)
     assert guider.num_conditions == 2
     with pytest.raises(ValueError, match="set_state"):

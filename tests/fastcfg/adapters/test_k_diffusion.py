@@ -16,7 +16,7 @@ from torch import Tensor
 from fastcfg import APG, CFG, TCFG, GuidedDenoiser, InstructPix2Pix, PerpNeg, Prediction, Rescale, Rule, guide
 from fastcfg import Linear as WeightedSum
 from fastcfg.adapters.k_diffusion import CFGDenoiser
-from fastcfg.schedules import Linear, SigmaInterval
+from fastcfg.schedules import Ramp, SigmaInterval
 
 SIGMAS = torch.tensor([10.0, 4.0, 1.5, 0.4, 0.0])
 U, C, N = torch.tensor([-0.4, 0.1]), torch.tensor([1.0, 0.7]), torch.tensor([0.3, -0.9])
@@ -158,7 +158,7 @@ def test_momentum_lasts_a_run() -> None:
 def test_schedules_by_step_and_by_noise() -> None:
     x, extra = noise(), {"uncond": U, "cond": C}
     inner = Inner()
-    denoiser = CFGDenoiser(inner, CFG(Linear(1.0, 4.0)), sigmas=SIGMAS)
+    denoiser = CFGDenoiser(inner, CFG(Ramp(1.0, 4.0)), sigmas=SIGMAS)
     got = [denoiser(x, torch.full((2,), level), **extra) for level in (10.0, 6.0, 4.0, 1.5, 0.4)]
     for y, level, scale in zip(got, (10.0, 6.0, 4.0, 1.5, 0.4), (1.0, 1.0, 2.0, 3.0, 4.0), strict=True):
         s = torch.full((2,), level).double()
@@ -170,7 +170,7 @@ def test_schedules_by_step_and_by_noise() -> None:
     euler(window, x, SIGMAS, extra)
     assert inner.batches == [2, 4, 4, 2], "no sigmas needed"
     with pytest.raises(ValueError, match="sigmas: expected"):
-        CFGDenoiser(Inner(), CFG(Linear(1.0, 4.0)))(x, torch.ones(2), **extra)
+        CFGDenoiser(Inner(), CFG(Ramp(1.0, 4.0)))(x, torch.ones(2), **extra)
 
 
 def test_cond_scale_takes_the_place_of_the_rules() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastcfg import APG, CFG, CFGZeroStar, PerpNeg, Prediction, Rescale, State, guide
 from fastcfg.adapters.vllm_omni import FusedCFG, fuse
-from fastcfg.schedules import Linear
+from fastcfg.schedules import Ramp
 
 UNIT = 2.0**-24
 
@@ -243,6 +243,6 @@ def test_without_vllm_omni_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_scheduled_rules_say_what_they_need(mixin: type) -> None:
-    pipeline = fuse(pipelines(mixin)[1], Rescale(CFG(), Linear(0.2, 0.8)))()
+    pipeline = fuse(pipelines(mixin)[1], Rescale(CFG(), Ramp(0.2, 0.8)))()
     with pytest.raises(ValueError, match="kwargs: expected step and num_steps"):
         pipeline.combine_cfg_noise(draw(0), draw(1), 4.0)

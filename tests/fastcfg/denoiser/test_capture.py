@@ -76,11 +76,11 @@ def plain(denoiser: GuidedDenoiser) -> Callable[..., torch.Tensor]:
 
 
 RULES: dict[str, tuple[Rule, int]] = {
-    "schedule": (CFG(schedules.Linear(1.5, 9.0)), 1),
+    "schedule": (CFG(schedules.Ramp(1.5, 9.0)), 1),
     "interval": (CFG(schedules.Interval(5.0, 0.25, 0.75), rescale=0.5), 2),
-    "gate": (Rescale(GatedCFG(schedules.Linear(2.0, 6.0), every=3, drift=0.9), 0.5), 2),
+    "gate": (Rescale(GatedCFG(schedules.Ramp(2.0, 6.0), every=3, drift=0.9), 0.5), 2),
     "momentum": (APG(5.0, momentum=-0.5), 1),
-    "domain": (InDomain(CFG(schedules.Linear(2.0, 6.0), rescale=0.5), "x0"), 1),
+    "domain": (InDomain(CFG(schedules.Ramp(2.0, 6.0), rescale=0.5), "x0"), 1),
     "pyramid": (FDG((8.0, 3.0)), 1),
 }
 
@@ -120,14 +120,14 @@ def test_fifty_scales_compile_once_or_twice(kind: str, mode: str, model: Net) ->
 
 def test_a_schedule_of_fifty_scales_is_one_piece(model: Net) -> None:
     counter = CompileCounter()
-    rule = CFG(schedules.Cosine(1.5, 12.0), rescale=schedules.Linear(0.2, 0.8))
+    rule = CFG(schedules.Cosine(1.5, 12.0), rescale=schedules.Ramp(0.2, 0.8))
     captured = GuidedDenoiser(model, rule).capture(euler, backend="compile", options={"backend": counter})
     sample(captured, rule, steps=50)
     assert (captured.pieces, counter.frame_count) == (1, 1)
 
 
 def test_by_inductor(model: Net) -> None:
-    rule = CFG(schedules.Linear(1.5, 9.0), rescale=0.5)
+    rule = CFG(schedules.Ramp(1.5, 9.0), rescale=0.5)
     captured = GuidedDenoiser(model, rule).capture(euler, backend="compile")
     got, expected = sample(captured, rule, steps=3), sample(plain(GuidedDenoiser(model, rule)), rule, steps=3)
     torch.testing.assert_close(got, expected, rtol=2.0**-17, atol=2.0**-17)
@@ -143,7 +143,7 @@ def test_a_rule_without_schedules_compiles_as_it_is(model: Net) -> None:
 
 @pytest.mark.parametrize("backend", ["eager", "compile"])
 @pytest.mark.parametrize(
-    "rule", [CFG(schedules.Linear(2.0, 5.0)), GatedCFG(4.0, every=3), InDomain(CFG(4.0, rescale=0.5), "x0")], ids=repr
+    "rule", [CFG(schedules.Ramp(2.0, 5.0)), GatedCFG(4.0, every=3), InDomain(CFG(4.0, rescale=0.5), "x0")], ids=repr
 )
 def test_a_solver_s_steps_are_one_piece(rule: Rule, backend: str, model: Net) -> None:
     products = torch.linspace(0.02, 0.999, 9, dtype=torch.float64)

@@ -72,7 +72,7 @@ def test_errors_name_the_argument() -> None:
         with pytest.raises(ValueError, match="guided_channels: expected a positive integer"):
             GuidedDenoiser(Counting(), CFG(4.0), guided_channels=count)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rest: goes with guided_channels, got 'cond' alone"):
-        GuidedDenoiser(Counting(), CFG(schedules.Linear(1, 2)), rest="cond")
+        GuidedDenoiser(Counting(), CFG(schedules.Ramp(1, 2)), rest="cond")
     with pytest.raises(ValueError, match=r"rest: expected one of \['uncond', 'cond'\], got 'image'"):
         GuidedDenoiser(Counting(), CFG(4.0), guided_channels=3, rest="image")
     with pytest.raises(TypeError, match="output: expected a callable, got str"):

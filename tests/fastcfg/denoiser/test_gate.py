@@ -197,7 +197,7 @@ def test_errors_name_the_argument() -> None:
         with pytest.raises(ValueError, match=f"{name}: expected a share of 0 or more, or None, got -1"):
             GatedCFG(3.0, **{name: -1})
         with pytest.raises(ValueError, match=f"{name}: expected a share"):
-            GatedCFG(3.0, **{name: schedules.Linear(1, 2)})
+            GatedCFG(3.0, **{name: schedules.Ramp(1, 2)})
     with pytest.raises(ValueError, match="phase: expected one of 'auto', 'refresh', 'reuse', 'off', got 'on'"):
         GatedCFG(3.0, phase="on")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="state: GatedCFG carries"):

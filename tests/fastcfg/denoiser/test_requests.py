@@ -46,7 +46,7 @@ def noise(seed: int) -> torch.Tensor:
 RULES: tuple[Rule, ...] = (
     CFG(4.0),
     CFG(2.5),
-    CFG(schedules.Linear(2.0, 6.0), rescale=0.5),
+    CFG(schedules.Ramp(2.0, 6.0), rescale=0.5),
     CFG(schedules.Interval(5.0, 0.25, 0.75)),
     APG(5.0, momentum=-0.5),
     APG(3.0, momentum=-0.3),
@@ -159,7 +159,7 @@ def test_a_request_moves_to_another_batch_with_its_state() -> None:
 
 
 def test_domains_take_each_requests_own_noise_level() -> None:
-    rule = InDomain(CFG(schedules.Linear(3.0, 5.0), rescale=0.7), "x0")
+    rule = InDomain(CFG(schedules.Ramp(3.0, 5.0), rescale=0.7), "x0")
     batch = Requests(GuidedDenoiser(Model(), rule))
     for i in range(3):
         batch.add(i, conditions(rule, i), num_steps=4, step=i)

@@ -14,7 +14,7 @@ from fastcfg.distill.families import copy_network
 from fastcfg.distill.lora import Lora
 from fastcfg.distill.rollout import conditional_at_one
 from fastcfg.files import load_tensors, save_tensors
-from fastcfg.schedules import Linear
+from fastcfg.schedules import Ramp
 
 CONFIG = DistillConfig(
     steps=4, batch=4, trajectories=2, sampler_steps=(2,), window=2, warmup=0, lora=LoraConfig(rank=2)
@@ -187,7 +187,7 @@ def test_the_strength_of_an_adapter() -> None:
     ("rule", "conditional"),
     [
         (CFG(7.5, rescale=0.7), True),
-        (CFG(Linear(7.5, 1.0)), True),
+        (CFG(Ramp(7.5, 1.0)), True),
         (InDomain(APG(6.5, momentum=-0.5, base="cond")), True),
         (PerpNeg(7.5, (1.5,)), False),
         (Rescale(PerpNeg(7.5, (1.5,)), phi=0.3), False),

@@ -10,7 +10,7 @@ from fastcfg import APG, CFG, GuidedDenoiser, InDomain, PerpNeg, Rule, State
 from fastcfg.distill import DistillConfig, Distiller, Task
 from fastcfg.distill.process import levels, noisy, prediction_at
 from fastcfg.distill.rollout import mixed, on_data, trajectories
-from fastcfg.schedules import Interval, Linear, SigmaInterval
+from fastcfg.schedules import Interval, Ramp, SigmaInterval
 
 STEPS, COUNT = 4, 3
 SCALES = torch.tensor([1.0, 3.0, 7.0])
@@ -54,9 +54,9 @@ RULES = [
         id="APG-w-x0",
     ),
     pytest.param(CFG(7.5, rescale=0.7), lambda s: CFG(s, rescale=0.7), id="rescale"),
-    pytest.param(CFG(7.5, rescale=Linear(0.0, 0.7)), lambda s: CFG(s, rescale=Linear(0.0, 0.7)), id="rescale-schedule"),
+    pytest.param(CFG(7.5, rescale=Ramp(0.0, 0.7)), lambda s: CFG(s, rescale=Ramp(0.0, 0.7)), id="rescale-schedule"),
     pytest.param(CFG(Interval(4.0, 0.25, 0.75)), lambda s: CFG(Interval(s, 0.25, 0.75)), id="interval"),
-    pytest.param(CFG(Linear(5.0, 1.0)), lambda s: CFG(Linear(s, 1.0)), id="linear"),
+    pytest.param(CFG(Ramp(5.0, 1.0)), lambda s: CFG(Ramp(s, 1.0)), id="linear"),
     pytest.param(CFG(SigmaInterval(4.0, 0.2, 5.0)), lambda s: CFG(SigmaInterval(s, 0.2, 5.0)), id="sigma-interval"),
     pytest.param(PerpNeg(7.5, (1.5,)), lambda s: PerpNeg(s, (1.5,)), id="perp-neg"),
     pytest.param(APG(7.5, eta=0.0, momentum=-0.5), lambda s: APG(s, eta=0.0, momentum=-0.5), id="apg-momentum"),
