@@ -1,0 +1,1 @@
+"""Examples that a clone holds and a wheel does not."""
