@@ -72,6 +72,44 @@ import fastcfg.cli.app
     assert "Traceback" not in done.stderr
 
 
+OTHER = {
+    "pyproject.toml": """[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "fastcfg"
+version = "0.1.0"
+[tool.setuptools]
+packages = ["fastcfg"]
+""",
+    "fastcfg/__init__.py": "raise RuntimeError('the other one')\n",
+}
+"""A distribution of the name that the index has for another library, whose module has our name."""
+
+
+@pytest.mark.parametrize("order", ["ours last", "theirs last"])
+def test_the_command_names_the_clash_with_another_distribution(built: Path, tmp_path: Path, order: str) -> None:
+    source = tmp_path / "other"
+    for name, text in OTHER.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(text, "utf-8")
+    (ours,) = built.glob("*.whl")
+    target = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    for one in (source, ours) if order == "ours last" else (ours, source):
+        done = subprocess.run([*install, "--upgrade", "--target", target, one], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    code = "import sys; sys.argv = ['fastcfg', '--help']; from fastcfg_kernels.console import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(target)},
+    )  # fmt: skip
+    remedy = "pip uninstall fastcfg && pip install --force-reinstall --no-deps fastcfg-diffusion"
+    assert remedy in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == (1 if order == "theirs last" else 0)
+    assert ("Usage: fastcfg" in done.stdout) == (order == "ours last")
+
+
 def test_top_levels(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     packages = {top for top in tops if not top.endswith(".dist-info")}
