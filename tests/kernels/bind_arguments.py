@@ -35,6 +35,7 @@ def bound(strategy: str, name: str) -> dict[str, list[str]]:
         len(reads),
         len(tail),
         (-1,) * len(program.params),
+        (None,) * len(program.params),
         tuple(range(program.results)),
         None,
         strategy,

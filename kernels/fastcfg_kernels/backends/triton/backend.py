@@ -25,6 +25,21 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
 
+def _values(params: Sequence[Any], first: Tensor) -> tuple[float | Tensor, ...]:
+    """Parameters as arguments of a kernel; float64 predictions get tensors, for a Python number becomes a float32."""
+    wide = first.dtype == torch.float64
+    return tuple(
+        [
+            p.contiguous()
+            if isinstance(p, Tensor)
+            else torch.full((), p, dtype=torch.float64, device=first.device)
+            if wide
+            else float(p)
+            for p in params
+        ]
+    )
+
+
 def guide_triton(
     program: Program,
     inputs: Sequence[Tensor],
@@ -52,7 +67,7 @@ def guide_triton(
     reads, tail = (*inputs[:first], *map(_bytes, inputs[end:])), tuple(inputs[first:end])
     writes = tuple(outs)
     device = inputs[0].device
-    values = tuple(p.contiguous() if isinstance(p, Tensor) else float(p) for p in params)
+    values = _values(params, inputs[0])
     tensors = (*reads, *tail, *writes)
     signature = Signature(
         inputs[0].shape,
@@ -61,6 +76,7 @@ def guide_triton(
         len(reads),
         len(tail),
         tuple([-1 if isinstance(v, float) else v.dim() and v.numel() for v in values]),
+        tuple([None if isinstance(v, float) else v.dtype for v in values]),
         tuple(results),
         None if dims is None else tuple(dims),
         strategy,

@@ -22,7 +22,7 @@ import triton.language as tl
 from .barrier import group_barrier
 from .combine import store_stats, store_tile, weigh
 from .merge import merge_tiles, merge_workspace, store_chunk
-from .tiles import affine_space, digits, first_elements, load_parameters, load_tile, tile_size, tile_sums
+from .tiles import affine_space, as_number, digits, first_elements, load_parameters, load_tile, tile_size, tile_sums
 
 __all__ = ["apply_kernel", "cooperative_kernel", "row_kernel", "tile_kernel"]
 
@@ -142,6 +142,7 @@ def row_kernel(
         count: elements of a group.
         WHOLE: whether every program's block is full: no element has to be masked.
     """
+    count = as_number(count, False)
     group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)[:, None]
     live = group < groups
     values = load_parameters(parameters, group, per_sample, live, PARAMS, ACC)
@@ -203,6 +204,7 @@ def tile_kernel(
         tiles: of a group; pitch: at least that.
         WIDE: whether a group's elements need 64-bit numbers.
     """
+    count = as_number(count, WIDE)
     chunks = tl.cdiv(tiles, TILES)
     chunk = tl.program_id(0) % chunks
     group = tl.zeros((1, 1), tl.int64) + tl.program_id(0) // chunks
@@ -259,6 +261,7 @@ def apply_kernel(
 
     A rule without sums is this launch alone. Arguments as for :func:`row_kernel` and :func:`tile_kernel`.
     """
+    count = as_number(count, WIDE)
     chunks = tl.cdiv(tiles, TILES)
     chunk = tl.program_id(0) % chunks
     group = tl.zeros((1, 1), tl.int64) + tl.program_id(0) // chunks
@@ -324,6 +327,7 @@ def cooperative_kernel(
     Arguments as for :func:`row_kernel` and :func:`tile_kernel`; ``arrivals`` is ``[groups]``, for
     :func:`~fastcfg_kernels.backends.triton.barrier.group_barrier`.
     """
+    count = as_number(count, WIDE)
     chunks = tl.cdiv(tiles, TILES)
     chunk = tl.program_id(0) % chunks
     sample = (tl.program_id(0) // chunks).to(tl.int64)

@@ -62,6 +62,7 @@ class Signature(NamedTuple):
         shape: of every tensor; strides, dtypes: of the inputs that sums read, the rest of the inputs, the outputs.
         reads, tail: how many of them are what.
         sizes: of each parameter how many values a ``[B]`` or ``[G]`` tensor has; 0 for a 0-dim one, -1 for a number.
+        kinds: the dtype of each parameter that is a tensor, None for a number.
     """
 
     shape: torch.Size
@@ -70,6 +71,7 @@ class Signature(NamedTuple):
     reads: int
     tail: int
     sizes: tuple[int, ...]
+    kinds: tuple[torch.dtype | None, ...]
     results: tuple[int, ...]
     dims: tuple[int, ...] | None
     strategy: Strategy | None

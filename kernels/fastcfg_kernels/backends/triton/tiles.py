@@ -12,6 +12,7 @@ from .sums import finish_sums, partial_sum
 
 __all__ = [
     "affine_space",
+    "as_number",
     "digits",
     "first_elements",
     "fixed_vectors",
@@ -21,6 +22,12 @@ __all__ = [
     "tile_size",
     "tile_sums",
 ]
+
+
+@triton.jit
+def as_number(argument, WIDE: tl.constexpr):
+    """An integer argument as the device's: one that equals 1 is Python's own inside a compiled kernel."""
+    return tl.full((), argument, tl.int64 if WIDE else tl.int32)
 
 
 @triton.jit
