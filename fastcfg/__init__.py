@@ -13,7 +13,7 @@ from .core.guide import guide, split_batch
 from .core.state import State
 from .core.step import guide_step
 from .core.warmup import warmup
-from .denoiser import GuidedDenoiser, PassReport, Requests
+from .denoiser import Gate, GuidedDenoiser, PassReport, Requests
 from .denoiser.conventions import (
     check_double_guidance,
     flux_guidance_embedding,
@@ -90,6 +90,7 @@ __all__ = [
     "Condition",
     "ConditionDropout",
     "DualCFG",
+    "Gate",
     "GatedCFG",
     "GuidedDenoiser",
     "HistoryGuidance",

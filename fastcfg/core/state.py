@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +23,13 @@ class State:
         numbers: host numbers by name, such as the step at which a delta was cached.
         arriving: numbers that are still on their way from a device: called with whether to wait for them, it gives
             them, or None while they are not there.
+        seen: what tensors were made from, by name, where another origin makes them void. It is not saved.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor] | None = None) -> None:
         self.numbers: dict[str, float] = {}
         self.arriving: Callable[[bool], Mapping[str, float] | None] | None = None
+        self.seen: dict[str, Any] = {}
         self._tensors: dict[str, Tensor] = {}
         self.load_state_dict(tensors or {})
 
@@ -57,6 +60,7 @@ class State:
         """Forget everything."""
         self._tensors.clear()
         self.numbers.clear()
+        self.seen.clear()
         self.arriving = None
 
     def settle(self, wait: bool = True) -> None:
@@ -77,6 +81,7 @@ class State:
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace everything by what :meth:`state_dict` gave."""
         self.arriving = None
+        self.seen = {}
         self._tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_NUMBER)}
         self.numbers = {
             name.removeprefix(_NUMBER): tensor.item() for name, tensor in tensors.items() if name.startswith(_NUMBER)

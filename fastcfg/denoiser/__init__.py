@@ -3,6 +3,7 @@
 from .automatic import Auto
 from .batching import Padding
 from .capture import CapturedStep
+from .gates import Gate
 from .guided import GuidedDenoiser
 from .passes import Batched, Executor, Pass, Sequential
 from .report import REASONS, PassReport
@@ -14,6 +15,7 @@ __all__ = [
     "Batched",
     "CapturedStep",
     "Executor",
+    "Gate",
     "GuidedDenoiser",
     "Padding",
     "Pass",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.conditions import same_condition
 
-__all__ = ["Buffers", "Padding", "Unbatchable", "capturing", "stack_arguments"]
+__all__ = ["Buffers", "Padding", "Unbatchable", "capturing", "leaves_of", "stack_arguments"]
 
 Arguments = Mapping[str, Any]
 
@@ -121,15 +121,15 @@ def _stack(key: str, values: Sequence[Any], batch: int) -> Any:
     )
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def leaves_of(value: Any) -> Iterator[Any]:
     """What an argument holds, with the names it has in mappings."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield key
-            yield from _leaves(item)
+            yield from leaves_of(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _leaves(item)
+            yield from leaves_of(item)
     else:
         yield value
 
@@ -151,7 +151,7 @@ class _Stacked(NamedTuple):
             pairs = zip(passes, self.flat, strict=True)
             if all(len(a) == len(b) and all(a[k] is b.get(k, b) for k in a) for a, b in pairs):
                 return True
-        leaves = [leaf for one in passes for leaf in _leaves(one)]
+        leaves = [leaf for one in passes for leaf in leaves_of(one)]
         return len(leaves) == len(self.leaves) and all(map(_is_same, self.leaves, leaves))
 
 
@@ -210,7 +210,7 @@ class Buffers:
         if kept is not None and kept.serves(passes, batch):
             return kept.arguments
         arguments = stack_arguments(names, passes, batch, padding)
-        leaves = [leaf for one in passes for leaf in _leaves(one)]
+        leaves = [leaf for one in passes for leaf in leaves_of(one)]
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if all(_keeps(t) and not t.is_inference() for t in tensors):
             if len(self._stacked) >= self.SETS:

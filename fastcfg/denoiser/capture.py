@@ -90,7 +90,7 @@ class CapturedStep:
         Raises:
             TypeError, ValueError: naming the argument.
         """
-        planned = self._denoiser.plan(conditions, step, num_steps, sigma=sigma, params=params, state=state)
+        planned = self._denoiser.plan(conditions, step, num_steps, sigma=sigma, params=params, state=state, x=x)
         inputs = self._inputs(planned, x, t, conditions, params)
         inputs.add_numbers("coefficients", coefficients or {})
         if prediction is not None:
@@ -118,7 +118,7 @@ class CapturedStep:
         if t is None:
             raise ValueError("t: the step has no timestep; give t=")
         planned = self._denoiser.plan(
-            conditions, step.index, step.num_steps, sigma=step.sigma, params=params, state=state
+            conditions, step.index, step.num_steps, sigma=step.sigma, params=params, state=state, x=x
         )
         inputs = self._inputs(planned, x, t, conditions, params)
         inputs.add_numbers("weights", {n: w for n in STEP_WEIGHTS if (w := getattr(step, n)) is not None})
@@ -153,6 +153,8 @@ class CapturedStep:
         inputs.add("t", t if isinstance(t, Tensor) else torch.tensor(t, device=x.device))
         inputs.add("kwargs", [one.kwargs for one in self._denoiser.passes(planned, conditions)])
         inputs.add_numbers("params", given)
+        if planned.recalled:
+            inputs.add_numbers("recall", {f"{n}.{i}": w for n, pair in planned.recalled for i, w in enumerate(pair)})
         return inputs
 
     def _replay(
@@ -167,9 +169,11 @@ class CapturedStep:
         kept: tuple[str, ...],
     ) -> Tensor:
         denoiser = self._denoiser
+        reads, writes = denoiser.memory(planned)
+        kept = (*kept, *writes)
         if state is not None:
             # What is missing is zero, as it is where nothing is captured: the first step is no piece of its own.
-            names = dict.fromkeys((*planned.rule.lowered.extras, *kept))
+            names = dict.fromkeys((*planned.rule.lowered.extras, *reads, *kept))
             zeros = partial(torch.zeros_like, x, dtype=inputs.dtype)
             inputs.add("state", {name: state[name] if name in state else zeros() for name in names})
         elif kept:
@@ -177,7 +181,16 @@ class CapturedStep:
         layout, tensors = inputs.finish()
         passes = denoiser.passes(planned, conditions)
         who = tuple((one.name, id(one.model), one.context) for one in passes)
-        key = (structure_of(planned.rule), planned.sources, planned.unguided, who, kind, kept, layout.signature)
+        key = (
+            structure_of(planned.rule),
+            planned.sources,
+            planned.unguided,
+            planned.memory,
+            who,
+            kind,
+            kept,
+            layout.signature,
+        )
         if (piece := self._pieces.get(key)) is None:
             piece = self._pieces[key] = self._prepare(planned, passes, layout, kind, kept, tensors)
         if denoiser.telemetry is not None and step is not None:
@@ -188,7 +201,7 @@ class CapturedStep:
             for name, tensor in zip(kept, others, strict=False):
                 state[name] = tensor.clone()
             measured = others[-1].clone() if len(others) > len(kept) else None
-            denoiser.note_refresh(planned, state, step, measured)
+            denoiser.note(planned, state, step, measured, conditions, x)
         return result.clone()
 
     def _prepare(
@@ -201,7 +214,7 @@ class CapturedStep:
         tensors: Sequence[Tensor],
     ) -> Function:
         denoiser, sampler = self._denoiser, self._step
-        measures = denoiser.measures(planned)
+        recalled = [name for name, _ in planned.recalled]
         passes = [one.given({}) for one in passes]  # Their tensors are not to be held.
 
         def piece(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -210,14 +223,19 @@ class CapturedStep:
             filled = [one.given(kwargs) for one, kwargs in zip(passes, values["kwargs"], strict=True)]
             state = State(values["state"]) if "state" in values else None
             level = None if kind is None else Prediction(kind, **values["levels"])
+            weights = {name: [values["recall"][f"{name}.{i}"] for i in range(2)] for name in recalled}
             if "weights" in values:
                 step = Step(**values["weights"], level=level)
                 results = denoiser.executor.run(step.model_input(x), values["t"], filled)
+                measured = denoiser.remember(planned, results, state, level)
+                results = denoiser.recall(planned, results, state, level, weights)
                 after = denoiser.combine_step(
                     planned, results, step, x=x, params=params, state=state, noise=values["noise"]
                 )
             else:
                 results = denoiser.executor.run(x, values["t"], filled)
+                measured = denoiser.remember(planned, results, state, level)
+                results = denoiser.recall(planned, results, state, level, weights)
                 space: dict[str, Any] = {} if level is None else {"x": x, "prediction": level}
                 mark = denoiser.mark(None)
                 after = denoiser.combine(planned, results, params=params, state=state, mark=mark, **space)
@@ -226,8 +244,8 @@ class CapturedStep:
             found = [after]
             if state is not None:
                 found += [state[name] for name in kept]
-                if measures:
-                    found.append(denoiser.measure(planned, results, values["state"]["delta"], state))
+                if measured is not None:
+                    found.append(measured)
             return found
 
         if self._pool is None and tensors[0].is_cuda and self._backend in ("auto", "cudagraph"):

@@ -13,12 +13,13 @@ from ..core.conditions import Conditions
 from ..core.guide import guide
 from ..core.state import State
 from ..core.step import guide_step
+from ..prediction import Prediction
 from ..rules import Rule
-from ..rules.cached import gate_of
 from ..samplers.step import Step
 from ..telemetry.recorder import Mark, Telemetry
 from .channels import GuidedChannels
-from .gate import Gate, measure_delta
+from .gates import Gate, gate_for
+from .gating import Gating, Origin
 from .passes import Pass, passes_of
 from .planner import PassPlan, Planner
 from .report import PassReport
@@ -44,6 +45,7 @@ class Guidance:
         channels: GuidedChannels | None,
         shards: Merge | None,
         wait: bool,
+        gate: Gate | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
         if telemetry is not None and not isinstance(telemetry, Telemetry):
@@ -54,8 +56,12 @@ class Guidance:
         self.telemetry = telemetry
         self._take = take
         self._wait = wait
-        self._planner = Planner(rule)
-        self._gate = None if gate_of(rule) is None else Gate(rule, wait)
+        self._rule, self._given_gate = rule, gate
+        if not isinstance(rule, Rule):
+            raise TypeError(f"rule: expected a fastcfg rule, got {type(rule).__name__}")
+        plain, gate = gate_for(rule, gate)
+        self._planner = Planner(plain)
+        self._gating = None if gate is None else Gating(plain, gate, wait=wait, merge=shards)
         self._channels = channels
         if channels is not None and channels.rest is not None and channels.rest not in rule.conditions:
             raise ValueError(f"rest: expected one of {list(rule.conditions)}, got {channels.rest!r}")
@@ -64,7 +70,12 @@ class Guidance:
     @property
     def rule(self) -> Rule:
         """The guidance."""
-        return self._planner.rule
+        return self._rule
+
+    @property
+    def gate(self) -> Gate | None:
+        """When passes are left out: what was given, or what a :class:`fastcfg.GatedCFG` in the rule says."""
+        return None if self._gating is None else self._gating.gate
 
     @property
     def passes_run(self) -> int:
@@ -89,11 +100,17 @@ class Guidance:
         sigma: float | None = None,
         params: Mapping[str, Any] | None = None,
         state: State | None = None,
+        x: Tensor | None = None,
     ) -> PassPlan:
         """The passes of a step, as a call with the same arguments would run them; nothing is run or counted."""
-        phase = self._gate.phase(state, step) if self._gate and state is not None and step is not None else "auto"
         fixed = params is not None and len(params) > 0  # ``bool`` of a mapping can't be compiled by torch 2.10.
-        return self._planner.plan(conditions, step, num_steps, sigma=sigma, fixed=fixed, phase=phase)
+        planned = self._planner.plan(conditions, step, num_steps, sigma=sigma, fixed=fixed)
+        if self._gating is None:
+            return planned
+        return self._gating.plan(planned, state, step, num_steps, self._origin(conditions, x))
+
+    def _origin(self, conditions: Conditions, x: Tensor | None) -> Origin:
+        return Origin(self.model, None if x is None else x.shape, conditions)
 
     def passes(self, planned: PassPlan, conditions: Conditions) -> list[Pass]:
         """The passes of a plan, for an :class:`Executor`."""
@@ -123,6 +140,7 @@ class Guidance:
         **space: Any,
     ) -> Tensor:
         """The guidance of the passes' results: what a call does once they are run."""
+        results = self.recall(planned, results, state, space.get("prediction"))
 
         def guided(predictions: Mapping[str, Tensor], to: Tensor | None) -> Tensor:
             if planned.unguided:
@@ -143,21 +161,48 @@ class Guidance:
 
         return guided(results, out) if self._channels is None else self._channels.guide(planned, results, guided, out)
 
-    def measures(self, planned: PassPlan) -> bool:
-        """Whether the gate measures the delta of a plan's step."""
-        return self._gate is not None and self._gate.measures and "delta" in planned.rule.lowered.updates
-
-    def measure(self, planned: PassPlan, results: Mapping[str, Tensor], before: Tensor | None, state: State) -> Tensor:
-        """How far and how long the delta in the state is, ``[2, B]``; see :func:`measure_delta`."""
-        cond, new = planned.predictions(results)["cond"], state["delta"]
+    def recall(
+        self,
+        planned: PassPlan,
+        results: Mapping[str, Tensor],
+        state: State | None,
+        level: Prediction | None,
+        weights: Mapping[str, Sequence[Any]] | None = None,
+    ) -> dict[str, Tensor]:
+        """The results of a step's passes and what a gate has in place of the others; see :meth:`Gating.recall`."""
+        if self._gating is None or not planned.recalled or planned.recalled[0][0] in results:
+            return dict(results)
+        heads = results
         if self._channels is not None:
-            cond = self._channels.of(cond)
-        return measure_delta(new, new if before is None else before, cond, self.shards)
+            heads = {name: self._channels.of(result) for name, result in results.items()}
+        return {**self._gating.recall(planned, heads, state, level, weights), **results}
 
-    def note_refresh(self, planned: PassPlan, state: State, step: int | None, measured: Tensor | None) -> None:
+    def memory(self, planned: PassPlan) -> tuple[list[str], list[str]]:
+        """The tensors of a state that the gate reads and writes at a plan's step."""
+        return ([], []) if self._gating is None else self._gating.names(planned)
+
+    def remember(
+        self, planned: PassPlan, results: Mapping[str, Tensor], state: State | None, level: Prediction | None
+    ) -> Tensor | None:
+        """Put the deltas of a step's fresh passes into the state; see :meth:`Gating.remember`."""
+        if self._gating is None or state is None or not planned.main:
+            return None
+        if self._channels is not None:
+            results = {name: self._channels.of(result) for name, result in results.items()}
+        return self._gating.remember(planned, results, state, level)
+
+    def note(
+        self,
+        planned: PassPlan,
+        state: State | None,
+        step: int | None,
+        measured: Tensor | None,
+        conditions: Conditions,
+        x: Tensor,
+    ) -> None:
         """Tell the gate that a step is done."""
-        if self._gate is not None and step is not None and "delta" in planned.rule.lowered.updates:
-            self._gate.refreshed(state, step, measured)
+        if self._gating is not None and state is not None and step is not None:
+            self._gating.note(planned, state, step, measured, self._origin(conditions, x))
 
     def combine_step(
         self, planned: PassPlan, results: Mapping[str, Tensor], step: Step, *, x: Tensor, **arguments: Any
@@ -167,8 +212,11 @@ class Guidance:
         Args:
             arguments: of :func:`fastcfg.guide_step`.
         """
+        results = self.recall(planned, results, arguments.get("state"), step.level)
         if self._channels is not None:
             results = {name: self._channels.of(result) for name, result in results.items()}
         named: dict[str, Any] = planned.predictions(results)
+        if planned.unguided:
+            arguments["params"] = None  # Of a rule that a gate has ended.
         arguments |= {"backend": self.backend, "shards": self.shards, "telemetry": self.mark(step.index)}
         return guide_step(planned.rule, step, x=x, **arguments, **named)

@@ -19,6 +19,7 @@ from .automatic import Auto
 from .batching import Buffers
 from .capture import CapturedStep
 from .channels import GuidedChannels
+from .gates import Gate, unfold
 from .guidance import Guidance
 from .one_thread import one_thread
 from .passes import Batched, Executor, Sequential, prediction_of
@@ -63,8 +64,10 @@ class GuidedDenoiser(Guidance):
         rest: the pass whose other channels follow the guided ones in the result; a step that does not run it takes
             the first it runs. None leaves them out.
         shards: where each rank holds a part of every sample; see :class:`fastcfg.parallel.Shards`.
-        wait: a gate that measures (:class:`fastcfg.GatedCFG` with ``drift`` or ``stop``) waits for the device at
-            each refresh; without it a measure counts once it has arrived.
+        gate: when passes are left out and remembered deltas stand for them (:class:`fastcfg.Gate`); a call needs its
+            ``step`` and ``state`` then. None runs all that the rule takes.
+        wait: a gate that measures waits for the device at each fresh pass; without it a measure counts once it has
+            arrived.
         telemetry: counts passes and calls, and records figures of the guidance.
     """
 
@@ -79,6 +82,7 @@ class GuidedDenoiser(Guidance):
         guided_channels: int | None = None,
         rest: str | None = None,
         shards: Merge | None = None,
+        gate: Gate | None = None,
         wait: bool = False,
         telemetry: Telemetry | None = None,
     ) -> None:
@@ -99,6 +103,7 @@ class GuidedDenoiser(Guidance):
             shards=shards,
             # Ranks have to decide alike, and when a measure arrives is each rank's own matter.
             wait=wait or bind is not None or shards is not None,
+            gate=gate,
             telemetry=telemetry,
         )
         if bind is not None:
@@ -112,8 +117,12 @@ class GuidedDenoiser(Guidance):
         # One that has no batch of its own takes the first block alone.
         self._copies = len(rule.conditions) if hasattr(self.executor, "buffers") else 1
 
-    def with_rule(self, rule: Rule) -> GuidedDenoiser:
-        """The same model, executor and options with another rule, and counters of its own."""
+    def with_rule(self, rule: Rule, gate: Gate | None = None) -> GuidedDenoiser:
+        """The same model, executor and options with another rule, and counters of its own.
+
+        Args:
+            gate: in place of this one's, which stays where it is None and the rule has none of its own.
+        """
         channels = self._channels
         made = GuidedDenoiser(
             self.model,
@@ -124,6 +133,7 @@ class GuidedDenoiser(Guidance):
             guided_channels=None if channels is None else channels.count,
             rest=None if channels is None else channels.rest,
             shards=self.shards,
+            gate=self._given_gate if gate is None and unfold(rule)[1] is None else gate,
             wait=self._wait,
             telemetry=self.telemetry,
         )
@@ -174,17 +184,15 @@ class GuidedDenoiser(Guidance):
         Raises:
             TypeError, ValueError: naming the argument.
         """
-        planned = self.plan(conditions, step, num_steps, sigma=sigma, params=params, state=state)
+        planned = self.plan(conditions, step, num_steps, sigma=sigma, params=params, state=state, x=x)
         if not torch.compiler.is_compiling():
             self.count(planned)
         results = self.executor.run(x, t, self.passes(planned, conditions))
-        before = None if self._gate is None or state is None else state.get("delta")
+        measured = self.remember(planned, results, state, prediction)
         space: dict[str, Any] = {} if prediction is None else {"x": x, "prediction": prediction}
         mark = None if self.telemetry is None else self.mark(step)
         guided = self.combine(planned, results, params=params, state=state, out=out, mark=mark, **space)
-        if self._gate is not None and state is not None:
-            measured = self.measure(planned, results, before, state) if self.measures(planned) else None
-            self.note_refresh(planned, state, step, measured)
+        self.note(planned, state, step, measured, conditions, x)
         return guided
 
     @one_thread
@@ -223,7 +231,7 @@ class GuidedDenoiser(Guidance):
         t = step.timestep if t is None else t
         if t is None:
             raise ValueError("t: the step has no timestep; give t=")
-        planned = self.plan(conditions, step.index, step.num_steps, sigma=step.sigma, params=params, state=state)
+        planned = self.plan(conditions, step.index, step.num_steps, sigma=step.sigma, params=params, state=state, x=x)
         compiling = torch.compiler.is_compiling()
         if not compiling:
             self.count(planned)
@@ -234,13 +242,12 @@ class GuidedDenoiser(Guidance):
         if whole is not None and isinstance(buffers, Buffers):
             buffers.offer(first, whole)
         results = self.executor.run(first, t, self.passes(planned, conditions))
-        before = None if self._gate is None or state is None else state.get("delta")
+        measured = self.remember(planned, results, state, step.level)
         after = self.combine_step(planned, results, step, x=x, params=params, state=state, noise=noise, batch_out=whole)
         if whole is not None:
             self._input.give(after, whole, step.next_input_scale)
-        if self._gate is not None and state is not None and not compiling:
-            measured = self.measure(planned, results, before, state) if self.measures(planned) else None
-            self.note_refresh(planned, state, step.index, measured)
+        if not compiling:
+            self.note(planned, state, step.index, measured, conditions, x)
         return after
 
     def capture(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..core.conditions import Conditions, same_condition
 from ..rules import Linear, Rule
-from ..rules.cached import Phase, gate_of, with_phase
 from ..schedules import check_step
+from .gates import Gate, gate_for, main_condition
 
 __all__ = ["PassPlan", "Planner", "RunCost", "check_conditions", "plan", "run_cost", "same_condition"]
 
@@ -32,12 +32,28 @@ class PassPlan:
         passes: conditions to run the model under, in batch order.
         sources: pairs (prediction that :attr:`rule` takes, pass that gives it); several may share one.
         saved_by: passes that the full rule would have run besides, by reason (:data:`fastcfg.denoiser.REASONS`).
+        main: under a gate, the pass that the deltas of the others are remembered from; else empty.
+        recalled: pairs (pass that is not run, weights of its last two remembered deltas).
+        begins: passes whose remembered deltas are void, where a gate asks.
     """
 
     rule: Rule
     passes: tuple[str, ...]
     sources: tuple[tuple[str, str], ...]
     saved_by: tuple[tuple[str, int], ...] = ()
+    main: str = ""
+    recalled: tuple[tuple[str, tuple[float, float]], ...] = ()
+    begins: tuple[str, ...] = ()
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The passes whose deltas are remembered."""
+        return tuple(name for name in self.passes if name != self.main) if self.main else ()
+
+    @property
+    def memory(self) -> tuple[Any, ...]:
+        """What of the gate is structure: equal for two plans that one piece of code can serve."""
+        return self.main, tuple(name for name, _ in self.recalled), self.begins
 
     @property
     def saved(self) -> int:
@@ -67,7 +83,6 @@ def plan(
     *,
     sigma: float | None = None,
     fixed: bool = False,
-    phase: Phase = "auto",
 ) -> PassPlan:
     """The passes that a rule needs at a step.
 
@@ -81,7 +96,6 @@ def plan(
         step, num_steps, sigma: where the sampler is; needed by a rule with schedules.
         fixed: keep the rule's formula and all its predictions, because parameters are overridden at the call; passes
             are still shared.
-        phase: of the rule's gate, where something else than the step has decided it (:class:`fastcfg.GatedCFG`).
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -89,7 +103,7 @@ def plan(
     if not isinstance(rule, Rule):
         raise TypeError(f"rule: expected a fastcfg rule, got {type(rule).__name__}")
     check_conditions(rule, conditions)
-    resolved, saved_by = _resolve(rule, step, num_steps, sigma, fixed, phase)
+    resolved, saved_by = _resolve(rule, step, num_steps, sigma, fixed)
     return _shared(resolved, saved_by, _first_of_same(resolved.conditions, conditions), fixed)
 
 
@@ -104,23 +118,23 @@ def check_conditions(rule: Rule, conditions: Conditions | None) -> None:
 
 
 def _resolve(
-    rule: Rule, step: int | None, num_steps: int | None, sigma: float | None, fixed: bool, phase: Phase
+    rule: Rule, step: int | None, num_steps: int | None, sigma: float | None, fixed: bool
 ) -> tuple[Rule, list[tuple[str, int]]]:
     """The rule of a step without its zero weights, and the passes that are saved so far, by reason."""
     names = rule.conditions
     if (step is None) != (num_steps is None):
         raise ValueError("step, num_steps: give both or neither")
-    resolved = rule if phase == "auto" else with_phase(rule, phase)
+    resolved = rule
     if step is not None and num_steps is not None:
         resolved = resolved.at(step, num_steps, sigma=sigma)
     elif resolved.scheduled:
         raise ValueError("step: the rule has schedules, so the call needs step= and num_steps=")
     saved_by = [("stock", len(rule.stands_for))] if rule.stands_for else []
     if gone := len(names) - len(resolved.conditions):
-        saved_by.append(("stopped" if phase == "off" else "cached", gone))
+        saved_by.append(("cached", gone))
     if not fixed:
         full = len(resolved.conditions)
-        scheduled = resolved is not rule and gate_of(rule) is None
+        scheduled = resolved is not rule
         resolved = resolved.simplify()
         if gone := full - len(resolved.conditions):
             saved_by.append(("schedule" if scheduled else "weight", gone))
@@ -158,7 +172,7 @@ class Planner:
         self.rule = rule
         # Worked out now for torch.compile, which can't trace the making of a rule.
         constant = not rule.scheduled
-        self._constant = tuple(_resolve(rule, None, None, None, f, "auto") for f in (False, True)) if constant else None
+        self._constant = tuple(_resolve(rule, None, None, None, f) for f in (False, True)) if constant else None
         self._resolved: dict[Any, tuple[Rule, list[tuple[str, int]]]] = {}
         self._plans: dict[Any, PassPlan] = {}
 
@@ -170,7 +184,6 @@ class Planner:
         *,
         sigma: float | None = None,
         fixed: bool = False,
-        phase: Phase = "auto",
     ) -> PassPlan:
         """See :func:`plan`."""
         check_conditions(self.rule, conditions)
@@ -183,14 +196,14 @@ class Planner:
             key = fixed
             resolved, saved_by = self._constant[1 if fixed else 0]
         elif isinstance(sigma, Tensor) or torch.compiler.is_compiling():
-            return plan(self.rule, conditions, step, num_steps, sigma=sigma, fixed=fixed, phase=phase)
+            return plan(self.rule, conditions, step, num_steps, sigma=sigma, fixed=fixed)
         else:
-            key = (step, num_steps, sigma, fixed, phase)
+            key = (step, num_steps, sigma, fixed)
             if key not in self._resolved:
                 if len(self._resolved) >= self.KEPT:
                     self._resolved.clear()
                     self._plans.clear()
-                self._resolved[key] = _resolve(self.rule, step, num_steps, sigma, fixed, phase)
+                self._resolved[key] = _resolve(self.rule, step, num_steps, sigma, fixed)
             resolved, saved_by = self._resolved[key]
         first = _first_of_same(resolved.conditions, conditions)
         if torch.compiler.is_compiling():
@@ -259,10 +272,26 @@ class RunCost:
         return self.nfe / len(self.passes)
 
 
+def _gated(plans: Sequence[PassPlan], rule: Rule, gate: Gate | None) -> list[PassPlan]:
+    """The plans of a run's steps without the passes that a gate leaves out by the steps alone."""
+    if gate is None:
+        return list(plans)
+    last: dict[str, int] = {}
+    done = []
+    for step, planned in enumerate(plans):
+        main = dict(planned.sources).get(main_condition(rule.conditions))
+        sides = [name for name in planned.passes if name != main] if main is not None else []
+        kept = {name for name in sides if name in last and not gate.due(step, len(plans), last[name])}
+        last |= {name: step for name in sides if name not in kept}
+        done.append(replace(planned, passes=tuple(name for name in planned.passes if name not in kept)))
+    return done
+
+
 def run_cost(
     rule: Rule,
     num_steps: int,
     *,
+    gate: Gate | None = None,
     conditions: Conditions | None = None,
     sigmas: Sequence[float] | None = None,
     flops_per_pass: float | None = None,
@@ -271,6 +300,7 @@ def run_cost(
 
     Args:
         num_steps: steps of the run; a second-order sampler calls the model more often than it steps.
+        gate: when passes are left out, by the steps alone: what a gate measures is known in a run only.
         conditions: as for :func:`plan`, where some may be the same.
         sigmas: noise level of each step, for schedules that run on it.
         flops_per_pass: floating-point operations of one pass of the batch.
@@ -285,5 +315,8 @@ def run_cost(
     if flops_per_pass is not None and not flops_per_pass > 0:
         raise ValueError(f"flops_per_pass: expected a number above zero, got {flops_per_pass}")
     levels = [None] * num_steps if sigmas is None else sigmas
-    passes = tuple(plan(rule, conditions, i, num_steps, sigma=levels[i]).count for i in range(num_steps))
-    return RunCost(passes, flops_per_pass)
+    plain, gate = gate_for(rule, gate)
+    if gate is not None and gate.measures:
+        raise ValueError("gate: what it measures decides how many passes run; run it, and read the denoiser's report()")
+    plans = [plan(plain, conditions, i, num_steps, sigma=levels[i]) for i in range(num_steps)]
+    return RunCost(tuple(planned.count for planned in _gated(plans, plain, gate)), flops_per_pass)

@@ -22,6 +22,7 @@ from ..rules import Rule
 from ..schedules import check_step
 from ..validate import check_tensor
 from .batching import Buffers, Padding
+from .gates import Gate
 from .guided import GuidedDenoiser
 from .one_thread import one_thread
 from .passes import Pass
@@ -85,7 +86,7 @@ class Requests:
             raise TypeError(f"denoiser: expected a GuidedDenoiser, got {type(denoiser).__name__}")
         if max_rows is not None and (type(max_rows) is not int or max_rows < 1):
             raise ValueError(f"max_rows: expected a positive integer or None, got {max_rows!r}")
-        self._denoisers = {denoiser.rule: denoiser}
+        self._denoisers: dict[tuple[Rule, Gate | None], GuidedDenoiser] = {(denoiser.rule, None): denoiser}
         self._default = denoiser
         self._padding = None if padding is None else Padding(padding)
         self._max_rows = max_rows
@@ -116,6 +117,7 @@ class Requests:
         *,
         num_steps: int,
         rule: Rule | None = None,
+        gate: Gate | None = None,
         step: int = 0,
         state: State | None = None,
     ) -> Request:
@@ -126,6 +128,7 @@ class Requests:
             conditions: for each name in the rule's conditions, the model's keyword arguments for one sample. Tensors
                 that are no samples (position ids, say) have to be one object for all requests.
             rule: its guidance; default the denoiser's.
+            gate: when its passes are left out; default the denoiser's.
             step, state: where it stands, for one that comes from elsewhere.
 
         Raises:
@@ -134,9 +137,9 @@ class Requests:
         if id in self._requests:
             raise ValueError(f"id: {id!r} is in the batch already")
         rule = self._default.rule if rule is None else rule
-        if rule not in self._denoisers:
-            self._denoisers[rule] = self._default.with_rule(rule)
-        denoiser = self._denoisers[rule]
+        if (rule, gate) not in self._denoisers:
+            self._denoisers[rule, gate] = self._default.with_rule(rule, gate)
+        denoiser = self._denoisers[rule, gate]
         request = Request(id, denoiser, conditions, num_steps, step, State() if state is None else state)
         check_conditions(rule, conditions)
         check_step(step, num_steps)
@@ -150,14 +153,16 @@ class Requests:
         request = self._requests.pop(id)
         own = request.denoiser
         if own is not self._default and all(other.denoiser is not own for other in self._requests.values()):
-            self._denoisers.pop(own.rule, None)  # Rules come without end where each request has a scale of its own.
+            self._denoisers = {
+                key: kept for key, kept in self._denoisers.items() if kept is not own
+            }  # Rules come without end where each request has a scale of its own.
         return request
 
-    def _plan(self, request: Request, sigma: float | None) -> PassPlan:
+    def _plan(self, request: Request, sigma: float | None, row: Tensor) -> PassPlan:
         if request.done:
             raise ValueError(f"id: {request.id!r} has made its {request.num_steps} steps; remove it")
         return request.denoiser.plan(
-            request.conditions, request.step, request.num_steps, sigma=sigma, state=request.state
+            request.conditions, request.step, request.num_steps, sigma=sigma, state=request.state, x=row
         )
 
     @one_thread
@@ -192,7 +197,10 @@ class Requests:
             raise ValueError(f"t: expected a tensor [{len(requests)}], got {t!r}")
         if sigmas is not None and len(sigmas) != len(requests):
             raise ValueError(f"sigmas: expected {len(requests)} noise levels, got {len(sigmas)}")
-        plans = [self._plan(request, None if sigmas is None else sigmas[i]) for i, request in enumerate(requests)]
+        plans = [
+            self._plan(request, None if sigmas is None else sigmas[i], x[i : i + 1])
+            for i, request in enumerate(requests)
+        ]
         rows = [
             (i, one)
             for i, (request, planned) in enumerate(zip(requests, plans, strict=True))
@@ -201,7 +209,7 @@ class Requests:
         found, place = self._run(x, t, rows)
         groups: dict[Any, _Group] = {}
         for i, planned in enumerate(plans):
-            group = groups.setdefault((structure_of(planned.rule), planned.sources, planned.unguided), _Group())
+            group = groups.setdefault(_likeness(requests[i], planned), _Group())
             group.members.append(i)
             group.plans.append(planned)
         result: Tensor | None = None
@@ -260,7 +268,9 @@ class Requests:
             name: found.index_select(0, _index([place[i, name] for i in group.members], x.device))
             for name in planned.passes
         }
-        if planned.unguided:
+        if planned.unguided and not planned.main:
+            for member in members:
+                member.denoiser.note(planned, member.state, member.step, None, member.conditions, x[:1])
             return denoiser.combine(planned, results)
         lowered = planned.rule.lowered
         dtype = accumulator(found.dtype)
@@ -271,20 +281,23 @@ class Requests:
             table = _on_device(columns, dtype, x.device)
             params = dict(zip(names, table.unbind(0), strict=True))
         states = [member.state for member in members]
-        state = gather_states(states, {*lowered.extras, *lowered.updates})
-        before = state.get("delta")
+        reads, writes = denoiser.memory(planned)
+        state = gather_states(states, dict.fromkeys((*lowered.extras, *lowered.updates, *reads)))
         space = {} if prediction is None else _rows_of(prediction, x, group.members)
         mark = denoiser.mark([member.step for member in members], [member.id for member in members])
+        measured = denoiser.remember(planned, results, state, space.get("prediction"))
         guided = denoiser.combine(planned, results, params=params, state=state, mark=mark, **space)
-        scatter_states(state, states, lowered.updates)
+        scatter_states(state, states, (*lowered.updates, *writes))
         for k, member in enumerate(members):
-            measured = None
-            if member.denoiser.measures(planned):
-                rows = {name: result[k : k + 1] for name, result in results.items()}
-                old = None if before is None else before[k : k + 1]
-                measured = member.denoiser.measure(planned, rows, old, member.state)
-            member.denoiser.note_refresh(planned, member.state, member.step, measured)
+            own = None if measured is None else measured[:, :, k : k + 1]
+            member.denoiser.note(planned, member.state, member.step, own, member.conditions, x[:1])
         return guided
+
+
+def _likeness(request: Request, planned: PassPlan) -> Any:
+    """Equal for requests that are guided in one call."""
+    gate = request.denoiser.gate if planned.main else None
+    return structure_of(planned.rule), planned.sources, planned.unguided, planned.memory, planned.recalled, gate
 
 
 def _on_device(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:

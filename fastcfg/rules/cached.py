@@ -9,9 +9,10 @@ import fastcfg_kernels as fk
 
 from ..schedules import Schedule
 from .base import Lowered, Parameter, Rule, check_choice, number_or_schedule
+from .classifier_free import CFG
 from .linear import Linear, itself
 
-__all__ = ["GatedCFG", "Phase", "ResidualCFG", "gate_of", "with_phase"]
+__all__ = ["GatedCFG", "Phase", "ResidualCFG", "gate_of"]
 
 Phase = Literal["auto", "refresh", "reuse", "off"]
 
@@ -45,9 +46,9 @@ class GatedCFG(Rule):
         phase: ``"auto"`` until it is decided: ``"refresh"`` (two passes; ``delta`` goes into ``state``), ``"reuse"``
             (one pass), or ``"off"`` (one pass, ``cond``).
 
-    A :class:`fastcfg.GuidedDenoiser` decides by what is in ``state``: it keeps count of the steps there and measures.
-    ``rule.at(step, num_steps)`` decides by the step alone, every k-th of which is a refresh. Each call needs
-    ``state=``. A reuse without a delta in the state guides by zero, which is ``cond``.
+    A :class:`fastcfg.GuidedDenoiser` and the adapters take it for :class:`fastcfg.CFG` under a :class:`fastcfg.Gate`,
+    and decide by what is in ``state``. ``rule.at(step, num_steps)`` decides by the step alone, every k-th of which is
+    a refresh. Each call needs ``state=``. A reuse without a delta in the state guides by zero, which is ``cond``.
     """
 
     scale: Parameter = 7.5
@@ -85,6 +86,10 @@ class GatedCFG(Rule):
             return rule
         return replace(rule, phase="refresh" if step % self.every == 0 else "reuse")
 
+    def ungated(self) -> CFG:
+        """The guidance that it is at a refresh."""
+        return CFG(self.scale)
+
     def simplify(self) -> Rule:
         idle = self.phase == "off" or (self.phase != "auto" and self.scale == 1.0)
         return Linear((("cond", 1.0),)) if idle else self
@@ -106,16 +111,6 @@ def gate_of(rule: Rule) -> GatedCFG | None:
             return None
         rule = inner
     return rule
-
-
-def with_phase(rule: Rule, phase: Phase) -> Rule:
-    """The rule with its gate in a phase, under the same modifiers."""
-    if isinstance(rule, GatedCFG):
-        return replace(rule, phase=phase)
-    inner = getattr(rule, "rule", None)
-    if not isinstance(inner, Rule):
-        raise ValueError(f"rule: {type(rule).__name__} has no gate")
-    return replace(rule, rule=with_phase(inner, phase))  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)

@@ -72,12 +72,16 @@ def test_a_delta_that_has_died_out_is_computed_no_more() -> None:
 def test_measures_are_shares_of_norms() -> None:
     new, old, cond = draw(3, 5000, seed=1), draw(3, 5000, seed=2), draw(3, 5000, seed=3)
     n, o, c = (t.double() for t in (new, old, cond))
-    expected = torch.stack([(n - o).norm(dim=1) / n.norm(dim=1), n.norm(dim=1) / c.norm(dim=1)])
+    other = c - n
+    expected = torch.stack([
+        (n - o).norm(dim=1) / n.norm(dim=1), n.norm(dim=1) / c.norm(dim=1),
+        (c * other).sum(1) / (c.norm(dim=1) * other.norm(dim=1)),
+    ])  # fmt: skip
     # Sums of 5,000 products in float32 tiles, a quotient and a root.
     torch.testing.assert_close(measure_delta(new, old, cond).double(), expected, rtol=2.0**-18, atol=0)
     assert measure_delta(new, new, cond.bfloat16())[0].tolist() == [0, 0, 0]
     zero = torch.zeros(2, 6)
-    assert measure_delta(zero, zero, torch.ones(2, 6)).tolist() == [[0, 0], [0, 0]]
+    assert measure_delta(zero, zero, torch.ones(2, 6)).tolist() == [[0, 0], [0, 0], [1, 1]]
 
 
 def test_measures_of_parts_of_samples_are_merged() -> None:
@@ -107,7 +111,7 @@ def test_what_runs_on_several_ranks_waits_for_its_measures() -> None:
         GuidedDenoiser(Counting(), rule, **options)  # type: ignore[arg-type]
         for options in ({}, {"wait": True}, {"mode": executor}, {"shards": lambda program, moments: moments})
     ]
-    assert [d._gate is not None and d._gate.wait for d in found] == [False, True, True, True]
+    assert [d._gating is not None and d._gating.wait for d in found] == [False, True, True, True]
     assert executor.rule == rule
 
 
@@ -131,7 +135,7 @@ def test_a_state_survives_safetensors_in_the_middle_of_a_run() -> None:
         denoiser(X, float(step), conditions=GIVEN, step=step, num_steps=10, state=state)
         counts.append(denoiser.passes_run - before)
         saved = state.state_dict()
-        assert all(isinstance(t, torch.Tensor) for t in saved.values()) and "number.gate.step" in saved
+        assert all(isinstance(t, torch.Tensor) for t in saved.values()) and "number.gate.step.uncond" in saved
         state = State(saved)
     assert counts == whole
     state.reset()
@@ -143,20 +147,19 @@ def test_a_measure_that_has_not_arrived_is_not_waited_for() -> None:
 
     def late(wait: bool) -> dict[str, float] | None:
         waits.append(wait)
-        return {"gate.rate": 0.0} if wait or len(waits) > 2 else None
+        return {"gate.rate.uncond": 0.0} if wait or len(waits) > 2 else None
 
-    for wait, expected in ((False, ["refresh", "refresh", "reuse"]), (True, ["reuse", "reuse", "reuse"])):
+    for wait, expected in ((False, [2, 2, 1]), (True, [1, 1, 1])):
         waits.clear()
         denoiser = GuidedDenoiser(Moving(1.0), GatedCFG(4.0, every=50, drift=0.2), wait=wait)
-        state = State({"delta": torch.ones(2, 3, 4, 5)})
-        state.numbers["gate.step"] = 3
+        state = State({"gate.delta.uncond": torch.ones(2, 3, 4, 5)})
+        state.numbers["gate.step.uncond"] = 3
         state.arriving = late
-        assert denoiser._gate is not None
-        assert [denoiser._gate.phase(state, step) for step in (4, 5, 6)] == expected
+        assert [denoiser.plan(GIVEN, step, 9, state=state).count for step in (4, 5, 6)] == expected
         assert waits == ([False] * 3 if not wait else [True])
     state.arriving = late
     waits.clear()
-    assert state.state_dict()["number.gate.rate"] == 0 and waits == [True], "what is saved is waited for"
+    assert state.state_dict()["number.gate.rate.uncond"] == 0 and waits == [True], "what is saved is waited for"
 
 
 def test_a_gated_run_and_full_guidance_agree_where_the_delta_stands_still() -> None:
@@ -200,5 +203,5 @@ def test_errors_name_the_argument() -> None:
             GatedCFG(3.0, **{name: schedules.Ramp(1, 2)})
     with pytest.raises(ValueError, match="phase: expected one of 'auto', 'refresh', 'reuse', 'off', got 'on'"):
         GatedCFG(3.0, phase="on")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="state: GatedCFG carries"):
+    with pytest.raises(ValueError, match="state: the gate remembers deltas"):
         GuidedDenoiser(Counting(), GatedCFG(3.0))(X, 0.5, conditions=labels("uncond", "cond"), step=0, num_steps=4)
