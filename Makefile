@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo test bench bench-compare check docs clean
+.PHONY: help demo test test-fast bench bench-compare check docs clean
 
 help:
 	@echo "make demo   guide a real diffusion model; pictures and tables in outputs/demo"
 	@echo "make test   the test suite"
+	@echo "make test-fast  the part of it that takes a few minutes"
 	@echo "make bench  measure this machine against the peers, in minutes; results and report in outputs/bench"
 	@echo "make bench-compare  measure again, in outputs/bench, and fail if a ratio to a peer fell, twice, beyond the noise"
 	@echo "make check  ruff, mypy and import-linter"
@@ -30,6 +31,9 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-fast: $(VENV)/.ready
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not export and not hosts"
 
 bench: $(VENV)/.ready
 	$(BIN)/fastcfg bench

@@ -37,3 +37,32 @@ def fresh_accelerate() -> None:
     """accelerate keeps one precision for a process, which the tests of a worker share."""
     if state := sys.modules.get("accelerate.state"):
         state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+MARKS = {
+    "export": ("export",),
+    "gpu": ("triton", "slow"),
+    "fastcfg/adapters/test_diffusers": ("diffusers",),
+    "conformance/oracles_and_peers": ("diffusers",),
+    "conformance/test_peers_and_ours.py": ("diffusers",),
+    "conformance/test_comfyui": ("hosts",),
+    "kernels/test_gates.py": ("triton", "slow"),
+    "kernels/test_binder.py": ("triton",),
+    "packaging": ("slow",),
+    "fastcfg/distill": ("slow",),
+    "fastcfg/parallel": ("slow",),
+    "benchmarks": ("slow",),
+    "examples": ("slow",),
+    "docs": ("slow",),
+}
+"""Marks of the tests whose path begins so."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(root).as_posix()
+        for start, names in MARKS.items():
+            if path.startswith(start):
+                for name in names:
+                    item.add_marker(name)
