@@ -104,3 +104,34 @@ def latte() -> Any:
         video_length=2,
     )
     return d.LattePipeline(transformer=transformer, vae=vae(), scheduler=d.DDIMScheduler(), **TEXT)
+
+
+def hunyuan_video_15(guider: Any) -> Any:
+    """A classic pipeline whose guidance is a guider component."""
+    transformer = d.HunyuanVideo15Transformer3DModel(
+        in_channels=9,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_refiner_layers=1,
+        mlp_ratio=2.0,
+        patch_size=1,
+        patch_size_t=1,
+        text_embed_dim=WIDTH,
+        text_embed_2_dim=WIDTH,
+        image_embed_dim=4,
+        rope_axes_dim=(2, 2, 4),
+        target_size=16,
+    )
+    autoencoder = d.AutoencoderKLHunyuanVideo15(
+        latent_channels=4,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        spatial_compression_ratio=4,
+        temporal_compression_ratio=2,
+        downsample_match_channel=False,
+        upsample_match_channel=False,
+    )
+    others = nothing("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    return d.HunyuanVideo15Pipeline(transformer=transformer, vae=autoencoder, scheduler=flow(), guider=guider, **others)

@@ -301,6 +301,41 @@ def test_scales_for_each_sample_and_schedules() -> None:
     assert guider.new().guidance_scale == schedule
 
 
+@pytest.mark.parametrize(
+    "schedule", [schedules.Values((1.0, 2.0, 3.0)), schedules.Linear(1.0, 3.0)], ids=["values", "linear"]
+)
+def test_schedules_wait_for_the_step(schedule: schedules.Schedule) -> None:
+    p = draw(("cond", "uncond"), (2, 3, 4), torch.float64)
+    made: list[Any] = [
+        fused.FusedFrequencyDecoupledGuidance(guidance_scales=[schedule, 2.0]),
+        *(
+            cls(guidance_scale=schedule, guidance_rescale=schedules.Linear(0.0, 0.5))
+            for cls in (
+                fused.FusedClassifierFreeGuidance,
+                fused.FusedAdaptiveProjectedGuidance,
+                fused.FusedAdaptiveProjectedMixGuidance,
+                fused.FusedMagnitudeAwareGuidance,
+                fused.FusedTangentialClassifierFreeGuidance,
+                fused.FusedClassifierFreeZeroStarGuidance,
+            )
+        ),
+    ]
+    for guider in made:
+        assert guider.num_conditions == 2
+        with pytest.raises(ValueError, match="set_state: the guidance changes"):
+            guider.forward(*p.values())
+        again = type(guider).from_config(json.loads(guider.to_json_string()))
+        for copy in (guider, again):
+            copy.set_state(2, 3, None)
+        plain = type(guider).from_config(guider.config)
+        field = "guidance_scales" if hasattr(guider, "guidance_scales") else "guidance_scale"
+        setattr(plain, field, [3.0, 2.0] if field == "guidance_scales" else 3.0)
+        plain.guidance_rescale = guider.guidance_rescale if field == "guidance_scales" else 0.5
+        plain.set_state(2, 3, None)
+        results = [copy.forward(*p.values()).pred for copy in (guider, again, plain)]
+        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2]), type(guider).__name__
+
+
 def test_what_is_set_later_counts() -> None:
     p = draw(("cond", "uncond"), (2, 4, 8, 8), torch.float64)
     guider = at_step(fused.FusedClassifierFreeGuidance(guidance_scale=3.0), 0)

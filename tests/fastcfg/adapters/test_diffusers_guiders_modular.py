@@ -2,6 +2,8 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -268,6 +270,96 @@ def test_fuse_takes_a_guider_as_it_is_now() -> None:
     assert made.num_conditions == 2
 
 
+BY_PLACE: list[tuple[str, tuple[Any, ...]]] = [
+    ("ClassifierFreeGuidance", (7.0, 0.5, True, 0.2, 0.8)),
+    ("AdaptiveProjectedGuidance", (7.0, -0.25, 3.0, [-1, -2], 0.5, 0.3, True, 0.2, 0.8)),
+    ("AdaptiveProjectedMixGuidance", (3.0, 0.5, 8.0, -0.25, 4.0, 0.5, True, 0.2, 0.8, 3)),
+    ("ClassifierFreeZeroStarGuidance", (3.0, 2, 0.5, True, 0.2, 0.8)),
+    ("TangentialClassifierFreeGuidance", (3.0, 0.5, True, 0.2, 0.8)),
+    ("MagnitudeAwareGuidance", (3.0, 4.0, 0.5, True, 0.2, 0.8)),
+    ("AutoGuidance", (3.0, [2], None, 0.5, 0.25, True, 0.2, 0.8)),
+    ("SkipLayerGuidance", (3.0, 2.0, 0.1, 0.9, [2, 3], None, 0.5, True, 0.2, 0.8)),
+    ("PerturbedAttentionGuidance", (3.0, 2.0, 0.1, 0.9, [2, 3], None, 0.5, True, 0.2, 0.8)),
+    ("SmoothedEnergyGuidance", (3.0, 2.0, 7.0, 99.0, 0.1, 0.9, [2], None, 0.5, True, 0.2, 0.8)),
+    ("LTX2Guidance", (3.0, 1.0, 2.0, 0.7, [29], 0.2, 0.8)),
+]
+if KORNIA:
+    BY_PLACE.append(("FrequencyDecoupledGuidance", ([7.0, 3.0], 0.5, [0.5, 1.0], True, [0.2, 0.1], [0.8, 0.9], "freq")))
+
+
+def attributes(guider: BaseGuidance) -> dict[str, Any]:
+    """What a guider of diffusers keeps of its arguments, but for the config and the steps."""
+    transient = ("_internal_dict", "_step", "_num_inference_steps", "_timestep", "momentum_buffer")
+    own = ("_state", "_call", "_calls", "_unique", "_placed", "scheduler", "_diffusers_load_id", "dropout")
+    given = {name: value for name, value in vars(guider).items() if name not in (*transient, *own)}
+    given = {name: value for name, value in given.items() if not name.endswith(("_hook_names", "guidance_layers"))}
+    return {name: layers(value) if name.endswith("_config") else value for name, value in given.items()}
+
+
+def layers(configs: list[Any]) -> list[dict[str, Any]]:
+    """Configs of layers, a single number as a list of it."""
+    numbers = [[c.indices] if isinstance(c.indices, int) else list(c.indices) for c in configs]
+    return [asdict(c) | {"indices": indices} for c, indices in zip(configs, numbers, strict=True)]
+
+
+LEAST: dict[str, tuple[Any, ...]] = {
+    "AutoGuidance": (7.5, [1], None, 1.0),
+    "SkipLayerGuidance": (7.5, 2.8, 0.01, 0.2, [1]),
+    "PerturbedAttentionGuidance": (7.5, 2.8, 0.01, 0.2, [1]),
+    "SmoothedEnergyGuidance": (7.5, 2.8, 9.0, 99.0, 0.0, 1.0, [1]),
+}
+
+
+@pytest.mark.parametrize(("name", "given"), BY_PLACE, ids=[name for name, _ in BY_PLACE])
+def test_fuse_keeps_every_argument(name: str, given: tuple[Any, ...]) -> None:
+    """Given by place, or set later: the config of diffusers' guider knows of neither."""
+    own, default = (getattr(stock, name)(*arguments) for arguments in (given, LEAST.get(name, ())))
+    made = fused.fuse_guider(own)
+    for guider in (made, type(made).from_config(made.config)):
+        kept = attributes(guider)
+        assert {key: kept[key] for key in attributes(own)} == attributes(own)
+    for key, value in vars(own).items():
+        if key != "_internal_dict":
+            setattr(default, key, value)
+    kept = attributes(fused.fuse_guider(default))
+    assert {key: kept[key] for key in attributes(own)} == attributes(own)
+
+
+def test_fuse_guides_as_a_guider_given_by_place() -> None:
+    own = stock.ClassifierFreeGuidance(7.5, 0.0, False, 0.2, 0.8)
+    made = fused.fuse_guider(own, numerics="eager")
+    for step in range(10):
+        predictions = [drawn(1, 4, 8, 8, seed=step), drawn(1, 4, 8, 8, seed=100 + step)]
+        for guider in (own, made):
+            guider.set_state(step, 10, torch.tensor(0))
+        assert own.num_conditions == made.num_conditions == (2 if 2 <= step < 8 else 1)
+        theirs, ours = (guider.forward(*predictions[: own.num_conditions]).pred for guider in (own, made))
+        assert torch.equal(ours, theirs)
+
+
+def test_guiders_survive_saving(tmp_path: Path) -> None:
+    pipe = wan()
+    saved: list[BaseGuidance] = [
+        stock.ClassifierFreeGuidance(3.0, 0.0, False, 0.2),
+        fused.FusedClassifierFreeGuidance(guidance_scale=schedules.Linear(1.0, 5.0), stop=0.8),
+        fused.RuleGuidance(APG(5.0, 0.25), start=0.1),
+    ]
+    for i, guider in enumerate(saved):
+        pipe.update_components(guider=guider)
+        fused.save_guiders(pipe, tmp_path / str(i))
+        pipe.update_components(guider=stock.TangentialClassifierFreeGuidance())
+        fused.load_guiders(pipe, tmp_path / str(i))
+        assert type(pipe.guider) is type(guider) and pipe.guider is not guider
+        assert attributes(pipe.guider) | {"_state": 0, "scheduler": 0} == attributes(guider) | {
+            "_state": 0,
+            "scheduler": 0,
+        }
+    with pytest.raises(FileNotFoundError):
+        fused.load_guiders(pipe, tmp_path / "none")
+    with pytest.raises(ValueError, match="pipe: has no guider"):
+        fused.save_guiders(WanVaeDecoderStep().init_pipeline(), tmp_path)
+
+
 def test_fuse_by_a_rule() -> None:
     with fused.fuse(wan(), rule=CFG(5.0), stop=0.6) as report:
         assert str(report) == "guider: ClassifierFreeGuidance -> RuleGuidance"
@@ -277,7 +369,7 @@ def test_fuse_by_a_rule() -> None:
 def test_fuse_names_what_does_not_fit() -> None:
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
     unet = UNet2DModel(sample_size=8, norm_num_groups=2, **blocks)
-    with pytest.raises(TypeError, match=r"pipe: .*DDPMPipeline.*guided"):
+    with pytest.raises(ValueError, match=r"pipe: .*DDPMPipeline.*guided"):
         fused.fuse(DDPMPipeline(unet, DDIMScheduler()))
     with pytest.raises(ValueError, match="pipe: has no guider"):
         fused.fuse(WanVaeDecoderStep().init_pipeline())

@@ -297,5 +297,10 @@ def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
     for name in [name for name in sys.modules if name.startswith("fastcfg.adapters.diffusers")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "diffusers.guiders", None)
-    with pytest.raises(ImportError, match=r"diffusers >= 0\.42 .*pip install 'fastcfg-diffusion\[diffusers\]'"):
-        importlib.import_module("fastcfg.adapters.diffusers")
+    adapter = importlib.import_module("fastcfg.adapters.diffusers")
+    for name in ("fuse", "FusedClassifierFreeGuidance", "RuleGuidance"):
+        with pytest.raises(ImportError, match=r"diffusers >= 0\.42 .*pip install 'fastcfg-diffusion\[diffusers\]'"):
+            getattr(adapter, name)
+    assert "StableDiffusionPipeline" in adapter.coverage(), "classic pipelines need no guiders"
+    with pytest.raises(AttributeError, match="no attribute 'Fused'"):
+        adapter.Fused  # noqa: B018

@@ -148,7 +148,7 @@ def test_a_pipeline_that_is_not_covered_says_what_to_do() -> None:
 
     for cls, message in (
         (Mine, "Mine overrides the __call__ of StableDiffusionPipeline; give form"),
-        (diffusers.HunyuanVideo15Pipeline, "HunyuanVideo15Pipeline .*fuse"),
+        (diffusers.HunyuanVideo15Pipeline, "HunyuanVideo15Pipeline .*guider, and it has none"),
         (diffusers.CosmosTextToWorldPipeline, "CosmosTextToWorldPipeline .* denoised samples"),
         (diffusers.DDPMPipeline, "DDPMPipeline .* give form"),
     ):

@@ -84,10 +84,14 @@ def initialiser(parent: Callable[..., None], scales: Mapping[str, str], eager: b
         # By name: diffusers' config takes what is given by place for a default, and loses it on the way back.
         arguments = dict(signature.bind(self, *args, **kwargs).arguments)
         given = {name: as_scale(name, arguments[name]) for name in scales if name in arguments}
+        held = dict(scales)
+        if isinstance(arguments.get("guidance_rescale"), Schedule | Mapping):
+            given["guidance_rescale"] = as_scale("guidance_rescale", arguments["guidance_rescale"])
+            held["guidance_rescale"] = "guidance_rescale"
         self._begin(numerics)
         parent(**{name: plain(value) for name, value in arguments.items()})
         for name, value in given.items():
-            setattr(self, scales[name], value)
+            setattr(self, held[name], value)
         if eager:
             self.register_to_config(numerics=numerics)
         self._ready()

@@ -13,6 +13,7 @@ from torch import Tensor
 from ....core.frames import guide_frames
 from ....prediction import Prediction
 from ....rules import Linear, Parameter, Rule
+from ....schedules import Schedule
 from ..noise import SchedulerLevels, scheduler_sigmas
 from .arguments import FusedOutput
 from .core import Call, FusedGuider
@@ -112,11 +113,9 @@ class ConditionGuider(FusedGuider, wrap=False):
         return Linear(((self._reference, 1.0),))
 
     def _unresolved(self) -> bool:
-        """Whether the rule changes over a run and the step is not known."""
-        return self._at() is None and self._whole().scheduled
-
-    def _make(self) -> Call:
-        return Call(self._passes(), known=False) if self._guided() and self._unresolved() else super()._make()
+        """Whether the rule or its rescale changes over a run and the step is not known."""
+        changes = self._whole().scheduled or isinstance(self.guidance_rescale, Schedule)
+        return self._at() is None and changes
 
     def _guided(self) -> bool:
         on = self._enabled and self._within(self._start, self._stop)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ....core.guide import guide
 from ....core.state import State
 from ....rules import Linear, Rescale, Rule
+from ....schedules import Schedule
 from ....validate import check_choice
 from .arguments import FusedOutput, as_scale, initialiser
 from .steps import StepGuider
@@ -66,6 +67,8 @@ class FusedGuider(StepGuider):
     """What the rule calls ``pred_cond``."""
 
     guidance_rescale: Any = 0.0
+    backend: str | None = None
+    """As for :func:`fastcfg.guide`; not part of the config."""
 
     def __init_subclass__(
         cls,
@@ -85,6 +88,7 @@ class FusedGuider(StepGuider):
         self._numerics = numerics
         self._state = State()
         self._served = False
+        self._ran = self._left_out = 0
         self._call: Call | None = None
         self._calls: dict[tuple[Any, ...] | None, Call] = {}
         self._unique: dict[tuple[Any, ...], Call] = {}
@@ -131,6 +135,8 @@ class FusedGuider(StepGuider):
         """The call of this step."""
         if not self._guided():
             return Call(self._passes())
+        if self._unresolved():
+            return Call(self._passes(), known=False)
         rule, phi, after = self._rule(), self._phi(), None
         if phi > 0:
             if self._numerics == "eager":
@@ -151,7 +157,12 @@ class FusedGuider(StepGuider):
         return {key: value for key, value in values.items() if isinstance(value, Tensor)}
 
     def _phi(self) -> float:
-        return float(self.guidance_rescale)
+        return float(self._value("guidance_rescale"))
+
+    def _unresolved(self) -> bool:
+        """Whether a scale changes over a run and the step is not known."""
+        names = ("guidance_rescale", *self._scales.values())
+        return self._at() is None and any(isinstance(getattr(self, name), Schedule) for name in names)
 
     def _key(self) -> tuple[Any, ...] | None:
         """What a call depends on, besides the attributes."""
@@ -208,6 +219,7 @@ class FusedGuider(StepGuider):
         like = next(iter(predictions.values()))
         params = {name: self._place(name, value, like) for name, value in call.params}
         given: dict[str, Any] = {"params": params or None, "state": self._state, "numerics": self._numerics}
+        given["backend"] = self.backend
         return guide(call.rule, **given | self._space(call.rule, like) | dict(predictions))
 
     def _space(self, rule: Rule, like: Tensor) -> dict[str, Any]:
@@ -256,7 +268,19 @@ class FusedGuider(StepGuider):
         self._served = False
         result: FusedOutput = super().__call__(data)
         self._served = True
+        self._ran += len(data)
+        self._left_out += len(self._of_run().passes) - len(data)
         return result
+
+    @property
+    def passes_run(self) -> int:
+        """Passes whose predictions a pipeline brought since the guider was made."""
+        return self._ran
+
+    @property
+    def passes_saved(self) -> int:
+        """Passes that steps did not need (outside a window, at a scale without effect)."""
+        return self._left_out
 
     def prepare_inputs(self, data: Mapping[str, Any]) -> list[Any]:
         """A batch for each of the step's passes, from tuples ``(cond, uncond, ...)`` of model inputs."""

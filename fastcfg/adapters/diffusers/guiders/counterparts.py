@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from diffusers.configuration_utils import register_to_config
@@ -17,6 +18,8 @@ from diffusers.guiders import (
 from diffusers.guiders.guider_utils import BaseGuidance
 
 from ....rules import APG, CFG, FDG, TCFG, APGMix, CFGZeroStar, MaMBOG, Rule
+from ....schedules import Schedule
+from .arguments import as_scales
 from .core import Call, FusedGuider
 
 __all__ = [
@@ -171,7 +174,7 @@ class FusedFrequencyDecoupledGuidance(FusedGuider, FrequencyDecoupledGuidance, s
     @register_to_config
     def __init__(
         self,
-        guidance_scales: list[float] | tuple[float, ...] = (10.0, 5.0),
+        guidance_scales: Sequence[Any] = (10.0, 5.0),
         guidance_rescale: float | list[float] | tuple[float, ...] = 0.0,
         parallel_weights: float | list[float] | tuple[float, ...] | None = None,
         use_original_formulation: bool = False,
@@ -184,7 +187,7 @@ class FusedFrequencyDecoupledGuidance(FusedGuider, FrequencyDecoupledGuidance, s
         count = len(guidance_scales)
         starts, stops = _levels("start", start, count), _levels("stop", stop, count)
         BaseGuidance.__init__(self, min(starts), max(stops), enabled)
-        self.guidance_scales = list(guidance_scales)
+        self.guidance_scales = list(as_scales("guidance_scales", guidance_scales))
         self.levels = count
         self.guidance_rescale = _levels("guidance_rescale", guidance_rescale, count)
         self.parallel_weights = _levels(
@@ -200,7 +203,8 @@ class FusedFrequencyDecoupledGuidance(FusedGuider, FrequencyDecoupledGuidance, s
 
     def _rule(self) -> Rule:
         neutral = 0.0 if self.use_original_formulation else 1.0
-        scales = (s if self._is_fdg_enabled_for_level(i) else neutral for i, s in enumerate(self.guidance_scales))
+        on = map(self._is_fdg_enabled_for_level, range(self.levels))
+        scales = (self._level_scale(i) if enabled else neutral for i, enabled in enumerate(on))
         by_level = self.guidance_rescale_space == "freq"
         return FDG(
             tuple(scales),
@@ -222,4 +226,13 @@ class FusedFrequencyDecoupledGuidance(FusedGuider, FrequencyDecoupledGuidance, s
     def _is_fdg_enabled_for_level(self, level: int) -> bool:
         neutral = 0.0 if self.use_original_formulation else 1.0
         on = self._within(self.guidance_start[level], self.guidance_stop[level])
-        return bool(self._enabled) and on and self.guidance_scales[level] != neutral
+        changes = isinstance(self.guidance_scales[level], Schedule)
+        unknown = changes and self._at() is None
+        return bool(self._enabled) and on and (unknown or self._level_scale(level) != neutral)
+
+    def _level_scale(self, level: int) -> float:
+        value = self.guidance_scales[level]
+        return value.at(*self._last()) if isinstance(value, Schedule) else value  # type: ignore[no-any-return]
+
+    def _unresolved(self) -> bool:
+        return self._at() is None and any(isinstance(value, Schedule) for value in self.guidance_scales)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -21,7 +21,10 @@ from ....validate import check_choice
 from .forms import PipelineForm
 from .guidance import Conditions, PipelineGuidance
 from .stand_ins import StandIn
-from .table import form_of
+from .table import form_of, has_guiders
+
+if TYPE_CHECKING:
+    from .by_guiders import GuiderRun
 
 __all__ = ["guided"]
 
@@ -39,7 +42,7 @@ def guided(
     frame_dim: int = 2,
     check: bool = True,
     form: PipelineForm | None = None,
-) -> Iterator[PipelineGuidance]:
+) -> Iterator[PipelineGuidance | GuiderRun]:
     """A classic pipeline guided by a rule inside the ``with`` block.
 
     The pipeline is called as ever, with its own guidance switched on (``guidance_scale`` above 1, or
@@ -48,7 +51,8 @@ def guided(
     what the model predicts come from its scheduler.
 
     Args:
-        pipe: an instance of a pipeline in :func:`coverage`.
+        pipe: an instance of a pipeline in :func:`coverage`; or one whose guidance is a guider component, which is
+            a :class:`.RuleGuidance` by the rule meanwhile.
         rule: the guidance; or a rule for each denoiser by its component's name, where a pipeline changes between two
             (``{"transformer": CFG(4.0), "transformer_2": CFG(3.0)}`` for Wan 2.2).
         conditions: for predictions that the pipeline does not run (``negative`` beside ``uncond``, say), the
@@ -70,8 +74,14 @@ def guided(
     """
     if any(type(component) is StandIn for component in vars(pipe).values()):
         raise RuntimeError("pipe: is guided already; leave that with block first")
-    form = form_of(pipe) if form is None else form
     check_choice("numerics", numerics, ("fp32", "eager"))
+    if form is None and has_guiders(pipe):
+        from .by_guiders import guided_by_guiders  # Imports diffusers' guiders, which an older diffusers has not.
+
+        with guided_by_guiders(pipe, rule, conditions or {}, params, numerics, backend, frame_scales, frame_dim) as run:
+            yield run
+        return
+    form = form_of(pipe) if form is None else form
     denoisers = [name for name in form.denoisers if vars(pipe).get(name) is not None]
     if not denoisers:
         raise ValueError(f"pipe: it has no {' or '.join(form.denoisers)}")

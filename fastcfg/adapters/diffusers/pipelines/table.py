@@ -13,7 +13,7 @@ from typing import Any
 from ....rules import Rule
 from .forms import OWN_RULES, PipelineForm
 
-__all__ = ["NOT_COVERED", "coverage", "form_of", "own_rule", "to_markdown"]
+__all__ = ["GUIDERS", "NOT_COVERED", "coverage", "form_of", "has_guiders", "own_rule", "to_markdown"]
 
 _UNET = PipelineForm(denoisers=("unet",))
 _RESCALED = replace(_UNET, own="CFG(scale, rescale)")
@@ -146,12 +146,13 @@ _GROUPS: Iterable[tuple[PipelineForm, str]] = (
 
 _FORMS: Mapping[str, PipelineForm] = {name: form for form, names in _GROUPS for name in names.split()}
 
+GUIDERS = (
+    "HunyuanImagePipeline", "HunyuanImageRefinerPipeline", "HunyuanVideo15ImageToVideoPipeline",
+    "HunyuanVideo15Pipeline", "MotifVideoImage2VideoPipeline", "MotifVideoPipeline",
+)  # fmt: skip
+"""Classic pipelines whose guidance is a guider component, which both :func:`guided` and :func:`fuse` swap."""
+
 _REASONS: Iterable[tuple[str, str]] = (
-    (
-        "its guidance is a guider component: swap that with fastcfg.adapters.diffusers.fuse(pipe)",
-        """HunyuanImagePipeline HunyuanImageRefinerPipeline HunyuanVideo15ImageToVideoPipeline HunyuanVideo15Pipeline
-        MotifVideoImage2VideoPipeline MotifVideoPipeline""",
-    ),
     (
         "it combines denoised samples of its own making, not predictions, before the scheduler",
         """Cosmos2TextToImagePipeline Cosmos2VideoToWorldPipeline Cosmos2_5_PredictBasePipeline
@@ -236,6 +237,12 @@ def coverage() -> dict[str, PipelineForm]:
     return dict(sorted(_FORMS.items()))
 
 
+def has_guiders(pipe: Any) -> bool:
+    """Whether a pipeline's guidance is a guider component, told without importing diffusers' guiders."""
+    parts = (*vars(pipe).values(),)
+    return any(any(base.__name__ == "BaseGuidance" for base in type(part).__mro__) for part in parts)
+
+
 def form_of(pipe: Any) -> PipelineForm:
     """The form of a pipeline, by its class or the covered class whose ``__call__`` it inherits.
 
@@ -251,8 +258,8 @@ def form_of(pipe: Any) -> PipelineForm:
                 f"pipe: {cls.__name__} overrides the __call__ of {base.__name__}; give form=PipelineForm(...)"
             )
     reason = NOT_COVERED.get(cls.__name__)
-    if reason is None and hasattr(pipe, "guider"):
-        reason = "its guidance is a guider component: swap that with fastcfg.adapters.diffusers.fuse(pipe)"
+    if reason is None and cls.__name__ in GUIDERS:
+        reason = "its guidance is a guider, and it has none"
     hint = reason or "give form=PipelineForm(...) if it runs its passes as a covered one does"
     raise ValueError(
         f"pipe: {cls.__name__} is not one of the {len(_FORMS)} pipelines of fastcfg.adapters.diffusers.coverage(): "
@@ -270,6 +277,8 @@ def own_rule(pipe: Any, *values: float, **named: float) -> Rule:
     Raises:
         ValueError: for a pipeline that is not covered; TypeError: for values that the rule does not take.
     """
+    if has_guiders(pipe):
+        raise ValueError(f"pipe: the own guidance of {type(pipe).__name__} is that of its guider: use fuse(pipe)")
     own = form_of(pipe).own
     try:
         return OWN_RULES[own](*values, **named)
@@ -284,6 +293,11 @@ def to_markdown() -> str:
     for name, form in coverage().items():
         denoisers = ", ".join(form.denoisers)
         lines.append(f"| {name} | {denoisers} | {form.how} | `{form.switch}` | `{form.own}` |")
+    lines += [
+        "",
+        "Their guidance is a guider component, which `guided` swaps for one by the rule and `fuse` for its fused",
+        f"counterpart: {', '.join(GUIDERS)}.",
+    ]
     lines += ["", "Not covered:", ""]
     for reason, names in _REASONS:
         lines.append(f"- {reason}: {', '.join(names.split())}")
