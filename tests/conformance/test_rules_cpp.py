@@ -8,8 +8,8 @@ import importlib
 
 import pytest
 import torch
-from fastcfg_kernels.backends.cpu import build as cpp_build
 from fastcfg_kernels.backends import registry as backends
+from fastcfg_kernels.backends.cpu import build as cpp_build
 from fastcfg_kernels.notices import warn_once
 
 import fastcfg
