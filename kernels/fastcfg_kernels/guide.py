@@ -212,12 +212,13 @@ def guide_checked(
         torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
         and merge is None
-        and backend in (None, "auto", "triton")
-        and library.wanted(program, first.device.type)
+        and stats is None
+        and library.wanted(program, first.device.type, backend)
     ):
         dtypes = [t if isinstance(t, torch.dtype) else t.dtype for _, t in targets]
         every = [*inputs, *elementwise]
-        found = library.guide_in_graph(program, every, values, dtypes, [k for k, _ in targets], dims, strategy)
+        numbers, forced = [k for k, _ in targets], backend == "triton"
+        found = library.guide_in_graph(program, every, values, dtypes, numbers, dims, strategy, forced)
         return [t.copy_(r) if isinstance(t, Tensor) else r for r, (_, t) in zip(found, targets, strict=True)]
     if shadow.on() and backend != "torch" and merge is None and not torch.compiler.is_compiling():
         again: dict[str, Any] = {"extras": extras, "scale_map": scale_map, "mask": mask, "dims": dims}

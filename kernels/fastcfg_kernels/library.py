@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backends.registry import leave, left, requested_backend
 from .backends.torch import functional
 from .backends.torch.tiles import accumulator
 from .backends.triton import backend as triton_backend
@@ -25,7 +26,7 @@ _PROGRAMS: dict[str, Program] = {}
 _library = torch.library.Library("fastcfg", "DEF")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
     "guide(Tensor[] inputs, Tensor[] params, str program, str dtypes, int[] results, int[]? dims, "
-    "str? strategy) -> Tensor[]",
+    "str? strategy, bool forced) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -39,9 +40,15 @@ def _name(program: Program) -> str:
 
 
 @constant_when_traced
-def wanted(program: Program, device: str) -> bool:
-    """Whether a graph for a device should hold the op: on a GPU, for what is not one ``torch.lerp`` anyway."""
-    return device == "cuda" and not program.is_lerp and triton_backend.unavailable(torch.device(device)) is None
+def wanted(program: Program, device: str, backend: str | None = None) -> bool:
+    """Whether a graph for a device should hold the op: on a GPU, for what is not one ``torch.lerp`` anyway.
+
+    Args:
+        backend: as a caller gives it; by default the environment variable ``FASTCFG_BACKEND`` says.
+    """
+    if device != "cuda" or program.is_lerp or requested_backend(backend) not in ("auto", "triton"):
+        return False
+    return triton_backend.unavailable(torch.device(device)) is None
 
 
 def guide_in_graph(
@@ -52,6 +59,7 @@ def guide_in_graph(
     results: Sequence[int],
     dims: Sequence[int] | None,
     strategy: str | None,
+    forced: bool,
 ) -> list[Tensor]:
     """Guide by the op; numbers become 0-dim tensors, whose values no graph depends on.
 
@@ -59,13 +67,14 @@ def guide_in_graph(
         inputs, params, results, dims, strategy: as
             :func:`~fastcfg_kernels.backends.triton.backend.guide_triton` has them.
         dtypes: of each result.
+        forced: whether a kernel that can't be built or run is an error, not a reason to take torch operations.
     """
     acc = accumulator(inputs[0].dtype)
     device = inputs[0].device
     given = [p if isinstance(p, Tensor) else torch.full((), p, dtype=acc, device=device) for p in params]
     names = ",".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
     found: list[Tensor] = torch.ops.fastcfg.guide(
-        list(inputs), given, _name(program), names, list(results), dims, strategy
+        list(inputs), given, _name(program), names, list(results), dims, strategy, forced
     )
     return found
 
@@ -90,10 +99,18 @@ def _run(
     results: list[int],
     dims: list[int] | None,
     strategy: Any,
+    forced: bool,
 ) -> list[Tensor]:
-    outs = _empty(inputs, dtypes)
-    triton_backend.guide_triton(_PROGRAMS[program], inputs, params, outs, results, dims=dims, strategy=strategy)
-    return outs
+    outs, chosen = _empty(inputs, dtypes), _PROGRAMS[program]
+    if forced or not left(chosen):
+        try:
+            triton_backend.guide_triton(chosen, inputs, params, outs, results, dims=dims, strategy=strategy)
+            return outs
+        except Exception as error:
+            if forced:
+                raise
+            leave(chosen, "triton", error)
+    return _run_torch(inputs, params, program, dtypes, results, dims, strategy, forced)
 
 
 def _torch(
@@ -116,7 +133,7 @@ def _torch(
     return [r.view(shape) if groups is None else groups.back(r) for r in made]
 
 
-def _on_cpu(
+def _run_torch(
     inputs: list[Tensor],
     params: list[Tensor],
     program: str,
@@ -124,6 +141,7 @@ def _on_cpu(
     results: list[int],
     dims: list[int] | None,
     strategy: Any,
+    forced: bool,
 ) -> list[Tensor]:
     outs = _empty(inputs, dtypes)
     for out, result in zip(outs, _torch(inputs, params, program, dtypes, results, dims), strict=True):
@@ -132,7 +150,7 @@ def _on_cpu(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    tensors, params, ctx.program, ctx.dtypes, ctx.results, ctx.dims, _ = inputs
+    tensors, params, ctx.program, ctx.dtypes, ctx.results, ctx.dims, *_ = inputs
     ctx.size = len(tensors)
     ctx.save_for_backward(*tensors, *params)
 
@@ -146,10 +164,10 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
         wanted = [t for t in saved if t.requires_grad]
         made = iter(torch.autograd.grad([r for r, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True))
     every = [next(made) if t.requires_grad else None for t in saved]
-    return every[: ctx.size], every[ctx.size :], None, None, None, None, None
+    return every[: ctx.size], every[ctx.size :], None, None, None, None, None, None
 
 
 _library.impl("guide", _run, "CUDA")  # type: ignore[no-untyped-call]
-_library.impl("guide", _on_cpu, "CPU")  # type: ignore[no-untyped-call]
+_library.impl("guide", _run_torch, "CPU")  # type: ignore[no-untyped-call]
 torch.library.register_fake("fastcfg::guide", _fake, lib=_library)
 torch.library.register_autograd("fastcfg::guide", _backward, setup_context=_setup, lib=_library)

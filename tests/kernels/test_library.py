@@ -1,8 +1,11 @@
 """The registered op: its schema, fake, gradients, and graphs that hold it without recompiling for a scale."""
 
+import warnings
+
 import pytest
 import torch
-from fastcfg_kernels import library
+from fastcfg_kernels import library, notices
+from fastcfg_kernels.backends import registry
 from fastcfg_kernels.backends.triton.gates import PARAMS, programs
 
 import fastcfg
@@ -18,7 +21,8 @@ def arguments(name: str, dims: list[int] | None, dtype: torch.dtype, grad: bool 
         tensors = [t.requires_grad_() for t in tensors]
         params = [p.requires_grad_() for p in params]
     results = list(range(program.results))
-    return tensors, params, library._name(program), ",".join([str(dtype)[6:]] * len(results)), results, dims, None
+    names = ",".join([str(dtype)[6:]] * len(results))
+    return tensors, params, library._name(program), names, results, dims, None, False
 
 
 @pytest.mark.parametrize("dims", [None, [1]], ids=str)
@@ -41,7 +45,7 @@ def test_gradients(name: str) -> None:
 @pytest.fixture
 def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The op in graphs for a CPU too."""
-    monkeypatch.setattr(library, "wanted", lambda program, device: not program.is_lerp)
+    monkeypatch.setattr(library, "wanted", lambda program, *_: not program.is_lerp)
 
 
 @pytest.mark.parametrize("rule", [CFG(rescale=0.7), PerpNeg()], ids=["rescale", "perp_neg"])
@@ -96,3 +100,31 @@ def test_gradients_through_a_graph(everywhere: None) -> None:
         grads.append([t.grad for t in inputs])
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_graph_leaves_for_torch_where_the_kernel_fails_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As eager calls do, unless ``backend="triton"`` asked for the kernel."""
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ValueError("no such instruction")
+
+    monkeypatch.setattr(library.triton_backend, "guide_triton", broken)
+    monkeypatch.setattr(registry, "_BROKEN", set())
+    notices.warn_once.cache_clear()
+    given = arguments("rescale", None, torch.float32)
+    expected = torch.ops.fastcfg.guide(*given)
+    with pytest.warns(RuntimeWarning, match="run by triton, the torch path is used .ValueError: no such instruction"):
+        assert torch.equal(library._run(*given)[0], expected[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(library._run(*given)[0], expected[0])
+    with pytest.raises(ValueError, match="no such instruction"):
+        library._run(*given[:-1], True)
+
+
+def test_the_environment_keeps_the_op_out_of_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = programs()["rescale"]
+    monkeypatch.setattr(library.triton_backend, "unavailable", lambda device: None)
+    assert library.wanted(program, "cuda")
+    monkeypatch.setenv("FASTCFG_BACKEND", "torch")
+    assert not library.wanted(program, "cuda") and library.wanted(program, "cuda", "triton")

@@ -117,6 +117,7 @@ def test_counters_by_stream_and_for_good_when_captured() -> None:
     assert counters.take(3, CPU, 1, capturing=False).data_ptr() == first.data_ptr()
     assert counters.take(2, CPU, 2, capturing=False).data_ptr() != first.data_ptr()
     captured = [counters.take(2, CPU, 1, capturing=True) for _ in range(2)]
-    assert captured[1].data_ptr() == captured[0].data_ptr() + 8, "captured launches share no counter"
+    assert captured[1].data_ptr() >= captured[0].data_ptr() + 8, "captured launches share no counter"
+    assert all(c.data_ptr() % 16 == first.data_ptr() % 16 for c in captured), "the kernel is compiled for one alignment"
     with pytest.raises(RuntimeError, match="all that is set aside"):
-        counters.take(CAPTURED - 3, CPU, 1, capturing=True)
+        counters.take(CAPTURED - 7, CPU, 1, capturing=True)

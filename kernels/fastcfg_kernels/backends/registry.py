@@ -12,7 +12,7 @@ from ..notices import warn_once
 from .cpu.build import compiler
 from .triton import backend as triton_backend
 
-__all__ = ["Backend", "choose_backend", "default_backend", "leave", "native", "requested_backend"]
+__all__ = ["Backend", "choose_backend", "default_backend", "leave", "left", "native", "requested_backend"]
 
 Backend = Literal["auto", "triton", "cpp", "torch"]
 _BACKENDS = get_args(Backend)
@@ -59,7 +59,7 @@ def choose_backend(program: Program, device: torch.device, requested: str | None
 
 def default_backend(program: Program, device: torch.device) -> str:
     """The default path of what is no ``torch.lerp``."""
-    if program in _BROKEN:
+    if left(program):
         return "torch"
     if device.type == "cpu":
         return "torch" if compiler() is None else "cpp"
@@ -68,7 +68,12 @@ def default_backend(program: Program, device: torch.device) -> str:
 
 def native(program: Program) -> bool:
     """Whether a program with nothing asked for runs as native code on a CPU."""
-    return program not in _BROKEN and "FASTCFG_BACKEND" not in os.environ and compiler() is not None
+    return not left(program) and "FASTCFG_BACKEND" not in os.environ and compiler() is not None
+
+
+def left(program: Program) -> bool:
+    """Whether a program was left to the torch path: see :func:`leave`."""
+    return program in _BROKEN
 
 
 def leave(program: Program, path: str, error: Exception) -> None:

@@ -1,53 +1,15 @@
-"""Our own launch path, from ``guide`` on, with the compiled kernels at its end: values, bits, layouts, counters."""
-
-from collections.abc import Iterator
+"""Our own launch path, from ``guide`` on, with the compiled kernels at its end: values, and equal bits."""
 
 import pytest
 import torch
-from fastcfg_kernels import guide_outputs
-from fastcfg_kernels.backends.triton.gates import PARAMS, programs
-from fastcfg_kernels.formula.program import Program
-from gpu import harness
-from gpu.softgpu.driver import Device
-from torch import Tensor
-
-STRATEGIES = ("row", "two_launch", "cooperative")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from fastcfg_kernels.backends.triton.gates import programs
+from gpu.emulated.devices import STRATEGIES, draw, exact, guided
 
 
-@pytest.fixture
-def device() -> Iterator[Device]:
-    assert harness.DEVICE is not None
-    before = dict(vars(harness.DEVICE))
-    yield harness.DEVICE
-    vars(harness.DEVICE).update(before)
-
-
-def draw(
-    program: Program, shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0
-) -> tuple[list[Tensor], list[Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    names = (*program.predictions, *program.extras)
-    tensors = [torch.randn(shape, generator=generator) for _ in names]
-    size = len(program.predictions)
-    return [t.to(dtype) for t in tensors[:size]], tensors[size:]
-
-
-def guided(program: Program, given: list[Tensor], extras: list[Tensor], strategy: str | None) -> list[Tensor]:
-    params = {name: PARAMS[name] for name in program.params}
-    return guide_outputs(given, program, params, extras=extras, backend="triton", strategy=strategy)
-
-
-def exact(program: Program, given: list[Tensor], extras: list[Tensor]) -> list[Tensor]:
-    params = {name: PARAMS[name] for name in program.params}
-    double = [[t.double() for t in tensors] for tensors in (given, extras)]
-    return guide_outputs(double[0], program, params, extras=double[1], backend="torch")
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("count", [8_192, 12_345])
 @pytest.mark.parametrize("name", ["rescale", "perpendicular", "projected"])
-def test_strategies_give_the_same_bits_near_float64(name: str, count: int, dtype: torch.dtype, device: Device) -> None:
+def test_strategies_give_the_same_bits_near_float64(name: str, count: int, dtype: torch.dtype) -> None:
     program = programs()[name]
     given, extras = draw(program, (2, count), dtype)
     kept = [t.clone() for t in (*given, *extras)]

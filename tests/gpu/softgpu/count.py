@@ -34,10 +34,14 @@ def kind_of(ins: Instruction) -> str:
 
 
 class Counts:
-    """Counts of one launch; instructions in threads of a warp together, as the hardware issues them."""
+    """Counts of one launch; instructions in threads of a warp together, as the hardware issues them.
 
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
+    Args:
+        memory: whether accesses to memory are counted too, which takes as long as all the rest.
+    """
+
+    def __init__(self, kernel: Kernel, memory: bool) -> None:
+        self._kernel, self._memory = kernel, memory
         self.runs: Counter[int] = Counter()
         self.requests: Counter[str] = Counter()
         self.sectors: Counter[str] = Counter()
@@ -63,7 +67,7 @@ class Counts:
 
     def global_access(self, what: str, address: Array, who: Array, size: int, line: int) -> None:
         """Note an access: sectors of 32 bytes that each warp touches, and how few its bytes would fill."""
-        if not len(address):
+        if not self._memory or not len(address):
             return
         warp = who // 32
         pairs = np.unique(np.stack([warp, address.astype(np.int64) // 32], 1), axis=0)
@@ -77,7 +81,7 @@ class Counts:
 
         A warp goes 128 bytes at a time: all lanes of 4 bytes, or half of them of 8, or a quarter of 16.
         """
-        if not len(address):
+        if not self._memory or not len(address):
             return
         words = max(size // 4, 1)
         phase = who // (32 // words)

@@ -38,7 +38,7 @@ class Device:
         arch: compute capability, 90 for 9.0.
         resident: blocks that it holds at once.
         schedule: a name in :data:`~.schedules.SCHEDULES`, or a function that makes one.
-        warps, spread, patience, seed: as :class:`~.launch.Launch` has them.
+        warps, spread, count, patience, seed: as :class:`~.launch.Launch` has them.
         unset_is_nan: whether a NaN among the elements of an argument means that nothing was written there; torch fills
             new memory so where ``torch.use_deterministic_algorithms`` is on. Off for inputs that hold NaN.
         strict: whether findings (races, uninitialised memory) are raised at the end of a launch.
@@ -51,6 +51,7 @@ class Device:
     schedule: str | Callable[[], Schedule] = "fair"
     warps: bool = False
     spread: bool = False
+    count: bool = False
     patience: int = 20_000
     seed: int = 0
     unset_is_nan: bool = True
@@ -74,7 +75,7 @@ class Device:
         bits = [*(_bits(kind, value) for _, kind, value in arguments), 0, 0]
         launch = Launch(
             text if self.rewrite is None else self.rewrite(text), grid, bits, memory, shared=shared,
-            resident=self.resident, cooperative=cooperative, warps=self.warps, spread=self.spread,
+            resident=self.resident, cooperative=cooperative, warps=self.warps, spread=self.spread, count=self.count,
             schedule=(SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule)(),
             patience=self.patience, seed=self.seed + len(self.launches),
         )  # fmt: skip

@@ -59,6 +59,7 @@ class Launch:
         schedule: who goes next; see :mod:`.schedules`.
         warps: whether the warps of a block take turns too, between its barriers; slower.
         spread: whether results that the instruction set leaves open are not the nearest ones.
+        count: whether accesses to memory are counted; see :mod:`.count`.
         patience: turns of the schedule in which nothing changes, until the blocks count as deadlocked.
         seed: of the schedule, and of what memory and registers hold before they are written.
     """
@@ -76,6 +77,7 @@ class Launch:
         schedule: Schedule = fair,
         warps: bool = False,
         spread: bool = False,
+        count: bool = False,
         patience: int = 20_000,
         seed: int = 0,
     ) -> None:
@@ -92,7 +94,7 @@ class Launch:
         self.random, self.noise = np.random.default_rng(seed), np.random.default_rng(seed + 1)
         self.shadow = Shadow(len(memory.bytes), self.kernel.threads, private=False)
         self.published: dict[int, Any] = {}
-        self.counts = Counts(self.kernel)
+        self.counts = Counts(self.kernel, count)
         self.findings: Counter[Finding] = Counter()
         self.changed, self.turns = False, 0
 

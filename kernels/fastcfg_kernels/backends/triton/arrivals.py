@@ -10,8 +10,11 @@ from torch import Tensor
 
 __all__ = ["Arrivals", "arrivals"]
 
-CAPTURED = 16_384
+CAPTURED = 65_536
 """Counters of a device that are set aside for captured launches."""
+
+ALIGNED = 4
+"""Counters in 16 bytes: a kernel is compiled for pointers that are aligned so far."""
 
 
 class Arrivals:
@@ -55,7 +58,7 @@ class Arrivals:
                 f"strategy: {memory.numel()} groups have been captured in cooperative launches on {device}, which is "
                 "all that is set aside; capture with strategy='two_launch'"
             )
-        self._captured[device] = (memory, used + count)
+        self._captured[device] = (memory, used + -(-count // ALIGNED) * ALIGNED)
         return memory[used : used + count]
 
 

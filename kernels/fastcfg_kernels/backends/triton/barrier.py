@@ -11,9 +11,10 @@ __all__ = ["group_barrier"]
 def group_barrier(arrivals, part, parts):
     """Wait until all of a group's ``parts >= 2`` programs have come here; what they wrote before is visible after.
 
-    ``arrivals`` is an int32 of the group's own. The parts together add 2**31 to it, which flips its top bit and leaves
-    the others as they were: whatever it held, it is ready for the next launch, a captured graph's replay too, and
-    nothing on the host has to count launches.
+    ``arrivals`` is an int32 of the group's own, whose lower 31 bits are zero. The parts together add 2**31 to it, which
+    flips its top bit only with the last of them: the lower bits are zero again then, and whatever the top one holds, it
+    is ready for the next launch, a captured graph's replay too. Nothing on the host has to count launches. Lower bits
+    that are not zero would carry into the top one before all have come.
     """
     # The program's threads have all written before the one that arrives does.
     tl.debug_barrier()
