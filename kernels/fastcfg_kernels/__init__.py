@@ -3,6 +3,13 @@
 Nothing here knows about diffusion; :mod:`fastcfg` holds the rules.
 """
 
+import torch
+
+from .versions import check_torch
+
+check_torch(torch.__version__)
+
+# ruff: noqa: E402 -- What follows reads names that an older torch lacks.
 from . import math
 from .backends.registry import Backend, choose_backend
 from .backends.triton.launch_plan import LaunchPlan, plan_launch

@@ -135,6 +135,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert f"\nVersion: {fastcfg.__version__}\n" in text and "\nLicense-Expression: Apache-2.0\n" in text
     required = [line for line in text.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
     assert {line.split()[1].split(">")[0] for line in required} == {"torch", "numpy"}
+    assert "Requires-Dist: torch" in required, "a bound of torch lets pip replace the build of a host"
 
 
 def test_extras_that_refer_to_extras_name_this_distribution(wheel: zipfile.ZipFile) -> None:
