@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import inspect
 import re
 from collections.abc import Sequence
@@ -139,22 +140,43 @@ def entries() -> list[Entry]:
 
 
 def to_markdown() -> str:
-    """The table as the documentation shows it."""
-    lines = [
-        "| rule | formula | source | predictions | parameters | sums | state | space | backends |",
-        "|---|---|---|---|---|---|---|---|---|",
+    """Return the tables as the documentation shows them: narrow ones, each of one subject."""
+    rules = entries()
+    formulas = [(_code(e.name), _code(e.formula), re.sub(r"(\d{4}\.\d{5})", r"arXiv \1", e.source)) for e in rules]
+    arguments = [(_code(e.name), _codes(e.conditions), _codes(e.parameters)) for e in rules]
+    cost = [(_code(e.name), _codes(e.sums), _codes(e.state), e.space, ", ".join(e.backends)) for e in rules]
+    others = [
+        (_code(f.name), _CODE.sub(lambda found: _code(found[2]), f.summary), ", ".join(f"arXiv {n}" for n in f.sources))
+        for f in functions()
     ]
-    for e in entries():
-        cells = [f"`{e.name}`", f"`{e.formula}`", re.sub(r"(\d{4}\.\d{5})", r"arXiv \1", e.source)]
-        for values in (e.conditions, e.parameters, e.sums, e.state):
-            cells.append(", ".join(f"`{v}`" for v in values) or "none")
-        lines.append(_row([*cells, e.space, ", ".join(e.backends)]))
-    lines += ["", "| function | what | source | parameters |", "|---|---|---|---|"]
-    for f in functions():
-        sources = ", ".join(f"arXiv {number}" for number in f.sources)
-        lines.append(_row([f"`{f.name}`", f.summary, sources, ", ".join(f"`{p}`" for p in f.parameters)]))
-    return "\n".join(lines) + "\n"
+    signatures = [(_code(f.name), _codes(f.parameters)) for f in functions()]
+    return "\n".join(
+        [
+            "## Formulas\n",
+            _table(("rule", "formula", "source"), formulas),
+            "## Arguments\n",
+            _table(("rule", "predictions", "parameters"), arguments),
+            "## What a launch reads and where it runs\n",
+            _table(("rule", "sums", "state", "space", "backends"), cost),
+            "## Guidance that is no rule\n",
+            _table(("function", "what it does", "source"), others),
+            _table(("function", "parameters"), signatures),
+        ]
+    )
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+_CODE = re.compile(r"(``?)(.+?)\1")
+
+
+def _code(text: str) -> str:
+    """Return code for a cell; a bar would end the cell, and GitHub and MkDocs escape it in different ways."""
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
+
+
+def _codes(values: Sequence[str]) -> str:
+    return ", ".join(map(_code, values)) or "none"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
