@@ -22,8 +22,6 @@ from torch import Tensor
 from ..rules import Rule
 from ..rules.linear import itself
 from ..schedules import Schedule
-from ..telemetry.recorder import Mark, Telemetry
-from ..telemetry.recording import begin
 from .guide import guide
 from .launch import check_names
 
@@ -135,7 +133,6 @@ def guide_frames(
     group: Literal["sample", "frame"] = "sample",
     params: Mapping[str, Any] | None = None,
     backend: str | None = None,
-    telemetry: Telemetry | Mark | None = None,
     **predictions: Tensor,
 ) -> Tensor:
     """The guided prediction of a rule whose scale differs between frames.
@@ -152,8 +149,7 @@ def guide_frames(
             (the rescale of a video keeps the frames' proportions). ``"frame"``: each frame by itself, as if it were
             a sample of its own. Rules without sums give the same for both.
         params: overrides of other parameters, as for :func:`fastcfg.guide`.
-        backend, telemetry: as for :func:`fastcfg.guide`. Frames that are groups are recorded each by itself, and a
-            parameter that varies within a sample's sums is not recorded.
+        backend: as for :func:`fastcfg.guide`.
         predictions: tensors of one shape, dtype and device, by the names in ``rule.conditions``.
 
     Returns:
@@ -198,23 +194,14 @@ def guide_frames(
         scale_map = values[parameter].reshape(shape)
         given: dict[str, Any] = {**predictions}
         params = {**values, parameter: 1.0}
-        return guide(rule, params=params, scale_map=scale_map, backend=backend, telemetry=telemetry, **given)
+        return guide(rule, params=params, scale_map=scale_map, backend=backend, **given)
     if not lowered.program.reduces:
         return _elementwise(lowered.program, tensors, values, parameter, frame_dim, backend)
     if group == "frame":
         groups = Groups(first.shape, [d for d in range(1, first.dim()) if d != frame_dim])
         rows = [groups.rows(t) for t in tensors]
         by_group = {n: v.reshape(-1) if n == parameter else groups.values(v) for n, v in values.items()}
-        recording = None if telemetry is None else begin(telemetry, rule, predictions, backend, groups=True)
-        if recording is None:
-            return groups.back(fk.guide(rows, lowered.program, by_group, backend=backend))
-        program = lowered.variant(figures=recording.sums)
-        arguments = [fk.check_param(n, v, rows[0].shape[0], first.device) for n, v in by_group.items()]
-        figures = recording.room(program, rows[0], None)
-        guided = fk.guide_checked(rows, program, arguments, backend=backend, stats=figures)[0]
-        if figures is not None:
-            recording.keep(program, figures, first.shape[0])
-        return groups.back(guided)
+        return groups.back(fk.guide(rows, lowered.program, by_group, backend=backend))
     return _whole_sample(rule, predictions, values, parameter, frame_dim, backend)
 
 

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from ..prediction import Prediction
 from ..rules import Rule
-from ..telemetry.recorder import Mark, Telemetry
-from ..telemetry.recording import Recording, begin
 from .launch import check_names, domain_levels, launch, parameter_values, rule_inputs
 from .state import State
 
@@ -61,7 +59,8 @@ def guide(
     scale_map: Tensor | None = None,
     mask: Tensor | None = None,
     shards: Merge | None = None,
-    telemetry: Telemetry | Mark | None = None,
+    stats: Sequence[str] = (),
+    stats_out: Tensor | None = None,
     **predictions: Tensor,
 ) -> Tensor:
     """The guided prediction of a rule.
@@ -91,8 +90,11 @@ def guide(
             as all others.
         shards: where each rank of ``torch.distributed`` holds a part of every sample, what makes the sums of whole
             samples: a :class:`fastcfg.parallel.Shards`. On torch operations.
-        telemetry: a :class:`fastcfg.telemetry.Telemetry` (or its :meth:`~fastcfg.telemetry.Telemetry.at`), which
-            counts the call and may record it.
+        stats: names of scalars that the launch writes too, to say what guidance did to each sample:
+            ``"delta_ratio"``, ``"cosine"``, ``"limited"`` and the others of ``fastcfg_kernels.STATS``, or any sum as a
+            formula names it (``"dot_uncond_cond"``). The result stays the same to the bit.
+        stats_out: where they are written, a contiguous tensor ``[B, K]`` in float32 (float64 for float64) beside the
+            predictions; ``[G, K]`` for a rule whose sums run over G groups. Nothing waits for the device.
         predictions: tensors ``[B, ...]`` of one shape, dtype and device, by the names in ``rule.conditions``.
 
     Returns:
@@ -109,12 +111,10 @@ def guide(
         predictions = split_batch(rule, batch, order)
     if params is not None and not isinstance(params, Mapping):
         raise TypeError(f"params: expected a mapping from names to values, got {type(params).__name__}")
-    if telemetry is not None and (recording := begin(telemetry, rule, predictions, backend, numerics)) is not None:
-        return _recorded(
-            recording, rule, predictions, params, out, backend, check, state, x, prediction, scale_map, mask, shards
-        )
+    alone = not stats and stats_out is None
     if (
         (lerp := rule.lerp) is not None
+        and alone
         and params is None
         and backend is None
         and numerics == "fp32"
@@ -136,7 +136,7 @@ def guide(
             and "FASTCFG_BACKEND" not in os.environ
         ):
             return torch.lerp(u, c, lerp.weight, out=out)
-    plain = scale_map is None and mask is None and shards is None
+    plain = alone and scale_map is None and mask is None and shards is None
     usual = plain and params is None and backend is None
     if rule.plain and usual and numerics == "fp32" and len(predictions) == len(names := rule.lowered.predictions):
         program, given = rule.lowered.program, [predictions.get(n) for n in names]
@@ -144,15 +144,15 @@ def guide(
         if guided is not None:
             return guided
     if rule.prepares:
-        if scale_map is not None or mask is not None or shards is not None:
+        if not plain:
             raise ValueError(
-                f"scale_map, mask, shards: {type(rule).__name__} makes tensors of the predictions; it takes none"
+                f"scale_map, mask, shards, stats: {type(rule).__name__} makes tensors of the predictions; it takes none"
             )
         return _prepared(rule, predictions, params or {}, out, backend, numerics, check)
     tensors, values = rule_inputs(rule, predictions, params, check)
     if numerics == "eager":
-        if scale_map is not None or mask is not None:
-            raise ValueError("numerics: 'eager' has no scale_map and no mask")
+        if scale_map is not None or mask is not None or not alone:
+            raise ValueError("numerics: 'eager' has no scale_map, no mask and no stats")
         return _eager(rule, predictions, values, out)
     if numerics != "fp32":
         raise ValueError(f"numerics: expected 'fp32' or 'eager', got {numerics!r}")
@@ -160,53 +160,19 @@ def guide(
     levels = domain_levels(rule, prediction, x)
     if plain and not (levels or lowered.dims or lowered.extras or lowered.updates):
         return fk.guide_checked(tensors, lowered.program, values, out=out, backend=backend)[0]
-    mask = mask if lowered.program.reduces else None
-    program = lowered.variant(affine=len(levels) > 0, scaled=scale_map is not None, masked=mask is not None)
-    return launch(
-        rule,
-        program,
-        tensors,
-        [*values, *levels],
-        out=out,
-        tail=[x] if levels and x is not None else [],
-        scale_map=scale_map,
-        mask=mask,
-        shards=shards,
-        state=state,
-        backend=backend,
-    )[0]
-
-
-def _recorded(
-    recording: Recording,
-    rule: Rule,
-    predictions: Mapping[str, Tensor],
-    params: Mapping[str, Any] | None,
-    out: Tensor | None,
-    backend: str | None,
-    check: bool,
-    state: State | None,
-    x: Tensor | None,
-    prediction: Prediction | None,
-    scale_map: Tensor | None,
-    mask: Tensor | None,
-    shards: Merge | None,
-) -> Tensor:
-    """:func:`guide` with its figures: in the launch that guides, and beside a ``torch.lerp`` in one of its own."""
-    tensors, values = rule_inputs(rule, predictions, params, check)
-    levels = domain_levels(rule, prediction, x)
-    options: dict[str, Any] = {"scale_map": scale_map, "mask": mask, "shards": shards, "backend": backend}
-    program = rule.lowered.variant(
-        affine=len(levels) > 0, scaled=scale_map is not None, masked=mask is not None, figures=recording.sums
+    mask = mask if stats or lowered.program.reduces else None
+    program = lowered.variant(
+        affine=len(levels) > 0, scaled=scale_map is not None, masked=mask is not None, stats=stats
     )
-    if recording.path == "lerp" and scale_map is None and not levels:
-        # Before it is guided: the result may take the place of a prediction.
-        launch(rule, program, tensors, values, targets=[], recording=recording, **options)
-        given: dict[str, Any] = {**predictions}
-        return guide(rule, params=params, out=out, backend=backend, check=check, shards=shards, **given)
+    options: dict[str, Any] = {"mask": mask, "shards": shards, "backend": backend, "stats_out": stats_out}
+    if stats and lowered.program.is_lerp and scale_map is None and not levels:
+        # A lerp stays one for its bits. Its stats come first: the result may take the place of a prediction.
+        launch(rule, program, tensors, values, targets=[], **options)
+        named: dict[str, Any] = {**predictions}
+        return guide(rule, params=params, out=out, backend=backend, check=check, shards=shards, **named)
     tail = [x] if levels and x is not None else []
     values = [*values, *levels]
-    return launch(rule, program, tensors, values, out=out, tail=tail, state=state, recording=recording, **options)[0]
+    return launch(rule, program, tensors, values, out=out, tail=tail, scale_map=scale_map, state=state, **options)[0]
 
 
 def _prepared(

@@ -14,7 +14,6 @@ from torch import Tensor
 from ..prediction import Kind, Prediction
 from ..rules import Rule
 from ..schedules import Schedule
-from ..telemetry.recording import Recording
 from .state import State
 
 __all__ = ["check_names", "domain_levels", "launch", "parameter_values", "rule_inputs"]
@@ -94,7 +93,7 @@ def launch(
     shards: Merge | None = None,
     state: State | None = None,
     backend: str | None = None,
-    recording: Recording | None = None,
+    stats_out: Tensor | None = None,
 ) -> list[Tensor]:
     """Run a rule's program (or a variant of it), and keep what the rule remembers.
 
@@ -103,7 +102,7 @@ def launch(
             step. Those that the rule's state becomes are added here.
         tail: the program's inputs after the rule's own.
         shards: where the tensors are parts of the samples; see :class:`fastcfg.parallel.Shards`.
-        recording: what takes the figures of a program that has them.
+        stats_out: what the stats of a program that has them are written to.
 
     Returns:
         A tensor for each target.
@@ -123,7 +122,6 @@ def launch(
     every = [*targets, *((after + k, acc) for k in range(len(lowered.updates)))]
     if lowered.dims is not None and shards is not None:
         raise ValueError(f"shards: the sums of {type(rule).__name__} run over dims={lowered.dims}, not over samples")
-    figures = None if recording is None else recording.room(program, first, lowered.dims)
     results = fk.guide_checked(
         tensors,
         program,
@@ -136,10 +134,8 @@ def launch(
         dims=lowered.dims,
         merge=shards,
         backend=backend,
-        stats=figures,
+        stats=stats_out,
     )
-    if recording is not None and figures is not None:
-        recording.keep(program, figures, first.shape[0])
     for name, result in zip(lowered.updates, results[len(targets) :], strict=True):
         memory[name] = result
     return results[: len(targets)]

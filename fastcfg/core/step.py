@@ -13,8 +13,6 @@ from torch import Tensor
 
 from ..rules import Rule
 from ..samplers.step import Step, stage_key
-from ..telemetry.recorder import Mark, Telemetry
-from ..telemetry.recording import begin
 from ..validate import check_tensor
 from .guide import split_batch
 from .launch import check_names, domain_levels, launch, parameter_values, rule_inputs
@@ -43,7 +41,8 @@ def guide_step(
     scale_map: Tensor | None = None,
     mask: Tensor | None = None,
     shards: Merge | None = None,
-    telemetry: Telemetry | Mark | None = None,
+    stats: Sequence[str] = (),
+    stats_out: Tensor | None = None,
     **predictions: Tensor,
 ) -> Tensor:
     """The next latent: guidance by a rule and a solver's step, in one pass over predictions, x, history and noise.
@@ -51,7 +50,7 @@ def guide_step(
     Args:
         rule: its schedules are resolved by the step's place.
         step: of a :class:`fastcfg.Sampler`. Nothing is compiled anew from one step of a sampler to the next.
-        batch, order, params, check, scale_map, mask, shards, backend, telemetry: as for :func:`fastcfg.guide`.
+        batch, order, params, check, scale_map, mask, shards, backend, stats, stats_out: as for :func:`fastcfg.guide`.
         x: the latent ``[B, ...]``, in the predictions' dtype or float32 (float64 for float64).
         state: what the rule remembers, and the clean sample that a multistep solver reads (``"previous_x0"``, in
             float32): one for each request. The step reads and replaces them.
@@ -82,22 +81,21 @@ def guide_step(
         raise ValueError(f"noise: the step takes {'none' if step.noise is None else 'noise; give a tensor'}")
     if rule.prepares:
         tensors, values = _prepared(rule, predictions, params, check)
-        if scale_map is not None or mask is not None or shards is not None:
+        if scale_map is not None or mask is not None or shards is not None or stats:
             raise ValueError(
-                f"scale_map, mask, shards: {type(rule).__name__} makes tensors of the predictions; it takes none"
+                f"scale_map, mask, shards, stats: {type(rule).__name__} makes tensors of the predictions; it takes none"
             )
     else:
         tensors, values = rule_inputs(rule, predictions, params, check)
     check_tensor("x", x, tensors[0])
     levels = domain_levels(rule, step.level, x, step.input_scale)
-    recording = None if telemetry is None else begin(telemetry, rule, predictions, backend, step=step.index)
-    mask = mask if rule.lowered.program.reduces or recording is not None else None
+    mask = mask if stats or rule.lowered.program.reduces else None
     program = rule.lowered.variant(
         affine=len(levels) > 0,
         step=stage_key(step, batch_out is not None),
         scaled=scale_map is not None,
         masked=mask is not None,
-        figures=None if recording is None else recording.sums,
+        stats=stats,
     )
     weights = [
         fk.check_param("step", w, x.shape[0], x.device) if isinstance(w, Tensor) else w
@@ -128,7 +126,7 @@ def guide_step(
         shards=shards,
         state=state,
         backend=backend,
-        recording=recording,
+        stats_out=stats_out,
     )
     if step.keeps_x0:
         memory[PREVIOUS_X0] = results[1]

@@ -193,8 +193,6 @@ class CapturedStep:
         )
         if (piece := self._pieces.get(key)) is None:
             piece = self._pieces[key] = self._prepare(planned, passes, layout, kind, kept, tensors)
-        if denoiser.telemetry is not None and step is not None:
-            denoiser.telemetry.set_step(step, x.device)
         result, *others = piece(tensors)
         denoiser.count(planned)
         if state is not None:
@@ -237,8 +235,7 @@ class CapturedStep:
                 measured = denoiser.remember(planned, results, state, level)
                 results = denoiser.recall(planned, results, state, level, weights)
                 space: dict[str, Any] = {} if level is None else {"x": x, "prediction": level}
-                mark = denoiser.mark(None)
-                after = denoiser.combine(planned, results, params=params, state=state, mark=mark, **space)
+                after = denoiser.combine(planned, results, params=params, state=state, **space)
                 if sampler is not None:
                     after = sampler(x, after, **values["coefficients"])
             found = [after]

@@ -1,7 +1,7 @@
 """What a gate measures of a fresh delta: how far it has moved, how long it is, and the angle it stands for.
 
-The measures are of the Gram sums of the delta, the delta before it and the conditional prediction. Nothing waits for a
-device unless asked to: a measure that has not arrived at the next step is read at a later one.
+The measures are stats of the delta, the delta before it and the conditional prediction, which one launch writes.
+Nothing waits for a device unless asked to: a measure that has not arrived at the next step is read at a later one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import Any
 import fastcfg_kernels as fk
 import torch
 from fastcfg_kernels.backends.torch.functional import Merge
-from fastcfg_kernels.backends.torch.tiles import sample_moments
-from fastcfg_kernels.math import maximum, sqrt, where
 from torch import Tensor
 
 from .gates import Gate
@@ -21,16 +19,16 @@ from .gates import Gate
 __all__ = ["Arriving", "measure_delta"]
 
 
-def _shares(dot_d_d: Any, dot_new_new: Any, dot_cond_cond: Any, dot_new_cond: Any) -> tuple[Any, Any, Any]:
-    """``|new - old|/|new|``, ``|new|/|cond|`` (0 where a delta is zero), and the cosine of cond and cond - new."""
-    moved = where(dot_new_new > 0.0, sqrt(dot_d_d / dot_new_new), 0.0)
-    length = where(dot_new_new > 0.0, sqrt(dot_new_new / dot_cond_cond), 0.0)
-    other = maximum(dot_cond_cond - 2.0 * dot_new_cond + dot_new_new, 0.0)
-    norms = dot_cond_cond * other
-    return moved, length, where(norms > 0.0, (dot_cond_cond - dot_new_cond) / sqrt(norms), 0.0)
+def _nothing() -> tuple[float, float, float]:
+    return 1.0, 0.0, 0.0
 
 
-_SHARES = fk.compile_program(("old", "new"), (fk.Stage(_shares),), ("cond",))
+_STATS = fk.compile_program(
+    ("old", "new"),
+    (fk.Stage(_nothing),),
+    ("cond",),
+    stats=("delta_share", "dot_new_new", "dot_cond_cond", "dot_new_cond"),
+)
 
 
 def measure_delta(new: Tensor, old: Tensor, cond: Tensor, merge: Merge | None = None) -> Tensor:
@@ -44,11 +42,13 @@ def measure_delta(new: Tensor, old: Tensor, cond: Tensor, merge: Merge | None = 
         ``[3, B]``: ``|new - old|/|new|``, ``|new|/|cond|``, and the cosine of ``cond`` and ``cond - new``. Nothing is
         read back from a device.
     """
-    rows = [t.to(new.dtype).flatten(1) for t in (old, new, cond)]
-    moments = sample_moments(_SHARES, rows)
-    if merge is not None:
-        moments = merge(_SHARES, moments)
-    return torch.stack(list(_SHARES.weigh(moments.sums(_SHARES), moments.count, ())))
+    stats = new.new_empty(new.shape[0], len(_STATS.stats))
+    given = [old.to(new.dtype), new]
+    fk.guide_checked(given, _STATS, (), extras=[cond.to(new.dtype)], targets=[], merge=merge, stats=stats)
+    moved, square, of_cond, product = stats.unbind(1)
+    length = torch.where(square > 0, (square / of_cond).sqrt(), 0.0)
+    norms = of_cond * (of_cond - 2 * product + square).clamp(min=0)
+    return torch.stack([moved, length, torch.where(norms > 0, (of_cond - product) / norms.sqrt(), 0.0)])
 
 
 class Arriving:

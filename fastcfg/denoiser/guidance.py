@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from ..core.step import guide_step
 from ..prediction import Prediction
 from ..rules import Rule
 from ..samplers.step import Step
-from ..telemetry.recorder import Mark, Telemetry
 from .channels import GuidedChannels
 from .gates import Gate, gate_for
 from .gating import Gating, Origin
@@ -46,14 +45,10 @@ class Guidance:
         shards: Merge | None,
         wait: bool,
         gate: Gate | None = None,
-        telemetry: Telemetry | None = None,
     ) -> None:
-        if telemetry is not None and not isinstance(telemetry, Telemetry):
-            raise TypeError(f"telemetry: expected a fastcfg.telemetry.Telemetry, got {type(telemetry).__name__}")
         self.model = model
         self.backend = backend
         self.shards = shards
-        self.telemetry = telemetry
         self._take = take
         self._wait = wait
         self._rule, self._given_gate = rule, gate
@@ -119,14 +114,6 @@ class Guidance:
     def count(self, planned: PassPlan) -> None:
         """Count the passes of a plan as run."""
         self._report.count(len(planned.passes), planned.saved_by)
-        if self.telemetry is not None:
-            self.telemetry.count_passes(len(planned.passes), planned.saved_by)
-
-    def mark(self, step: int | Sequence[int] | None, ids: Sequence[Hashable] | None = None) -> Mark | None:
-        """What telemetry is told of a call: its step, or one for each sample, and whose the samples are."""
-        if self.telemetry is None or torch.compiler.is_compiling():
-            return None
-        return self.telemetry.at(step, ids)
 
     def combine(
         self,
@@ -136,11 +123,13 @@ class Guidance:
         params: Mapping[str, Any] | None = None,
         state: State | None = None,
         out: Tensor | None = None,
-        mark: Mark | None = None,
+        stats: Sequence[str] = (),
+        stats_out: Tensor | None = None,
         **space: Any,
     ) -> Tensor:
         """The guidance of the passes' results: what a call does once they are run."""
         results = self.recall(planned, results, state, space.get("prediction"))
+        space |= _stats(planned, stats, stats_out)
 
         def guided(predictions: Mapping[str, Tensor], to: Tensor | None) -> Tensor:
             if planned.unguided:
@@ -154,7 +143,6 @@ class Guidance:
                 state=state,
                 out=to,
                 shards=self.shards,
-                telemetry=mark,
                 **space,
                 **named,
             )
@@ -205,7 +193,15 @@ class Guidance:
             self._gating.note(planned, state, step, measured, self._origin(conditions, x))
 
     def combine_step(
-        self, planned: PassPlan, results: Mapping[str, Tensor], step: Step, *, x: Tensor, **arguments: Any
+        self,
+        planned: PassPlan,
+        results: Mapping[str, Tensor],
+        step: Step,
+        *,
+        x: Tensor,
+        stats: Sequence[str] = (),
+        stats_out: Tensor | None = None,
+        **arguments: Any,
     ) -> Tensor:
         """The guidance of the passes' results and the solver's step: what :meth:`step` does once they are run.
 
@@ -218,5 +214,17 @@ class Guidance:
         named: dict[str, Any] = planned.predictions(results)
         if planned.unguided:
             arguments["params"] = None  # Of a rule that a gate has ended.
-        arguments |= {"backend": self.backend, "shards": self.shards, "telemetry": self.mark(step.index)}
+        arguments |= {"backend": self.backend, "shards": self.shards, **_stats(planned, stats, stats_out)}
         return guide_step(planned.rule, step, x=x, **arguments, **named)
+
+
+def _stats(planned: PassPlan, stats: Sequence[str], stats_out: Tensor | None) -> dict[str, Any]:
+    """The stats of a step's launch; where one prediction is all there is, they are NaN and the launch has none."""
+    if bool(stats) != (stats_out is not None):
+        raise ValueError("stats, stats_out: expected both or none")
+    if stats_out is None:
+        return {}
+    if planned.unguided or len(planned.rule.lowered.predictions) == 1:
+        stats_out.fill_(torch.nan)
+        return {}
+    return {"stats": stats, "stats_out": stats_out}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,6 @@ from ..core.state import State
 from ..prediction import Prediction
 from ..rules import Rule
 from ..samplers.step import Step
-from ..telemetry.recorder import Telemetry
 from .automatic import Auto
 from .batching import Buffers
 from .capture import CapturedStep
@@ -68,7 +67,6 @@ class GuidedDenoiser(Guidance):
             ``step`` and ``state`` then. None runs all that the rule takes.
         wait: a gate that measures waits for the device at each fresh pass; without it a measure counts once it has
             arrived.
-        telemetry: counts passes and calls, and records figures of the guidance.
     """
 
     def __init__(
@@ -84,7 +82,6 @@ class GuidedDenoiser(Guidance):
         shards: Merge | None = None,
         gate: Gate | None = None,
         wait: bool = False,
-        telemetry: Telemetry | None = None,
     ) -> None:
         if not callable(model):
             raise TypeError(f"model: expected a callable model(x, t, **conditions), got {type(model).__name__}")
@@ -104,7 +101,6 @@ class GuidedDenoiser(Guidance):
             # Ranks have to decide alike, and when a measure arrives is each rank's own matter.
             wait=wait or bind is not None or shards is not None,
             gate=gate,
-            telemetry=telemetry,
         )
         if bind is not None:
             bind(rule)
@@ -135,7 +131,6 @@ class GuidedDenoiser(Guidance):
             shards=self.shards,
             gate=self._given_gate if gate is None and unfold(rule)[1] is None else gate,
             wait=self._wait,
-            telemetry=self.telemetry,
         )
         made._busy = self._busy  # The executor's buffers are shared.
         return made
@@ -162,6 +157,8 @@ class GuidedDenoiser(Guidance):
         state: State | None = None,
         prediction: Prediction | None = None,
         out: Tensor | None = None,
+        stats: Sequence[str] = (),
+        stats_out: Tensor | None = None,
     ) -> Tensor:
         """The guided prediction at one step.
 
@@ -177,6 +174,7 @@ class GuidedDenoiser(Guidance):
             state: what a rule with memory carries from step to step: one for each request.
             prediction: what the model predicts at which noise level, for a rule with a domain.
             out: tensor to write.
+            stats, stats_out: as for :func:`fastcfg.guide`; NaN at a step without guidance, which has one prediction.
 
         Returns:
             ``[B, ...]`` in the model's output dtype.
@@ -190,8 +188,8 @@ class GuidedDenoiser(Guidance):
         results = self.executor.run(x, t, self.passes(planned, conditions))
         measured = self.remember(planned, results, state, prediction)
         space: dict[str, Any] = {} if prediction is None else {"x": x, "prediction": prediction}
-        mark = None if self.telemetry is None else self.mark(step)
-        guided = self.combine(planned, results, params=params, state=state, out=out, mark=mark, **space)
+        told: dict[str, Any] = {"stats": stats, "stats_out": stats_out}
+        guided = self.combine(planned, results, params=params, state=state, out=out, **told, **space)
         self.note(planned, state, step, measured, conditions, x)
         return guided
 
@@ -207,6 +205,8 @@ class GuidedDenoiser(Guidance):
         state: State | None = None,
         noise: Tensor | None = None,
         dtype: torch.dtype | None = None,
+        stats: Sequence[str] = (),
+        stats_out: Tensor | None = None,
     ) -> Tensor:
         """The next latent: the passes of a step, and their guidance and the solver's step in one pass over them.
 
@@ -221,6 +221,7 @@ class GuidedDenoiser(Guidance):
             state: what the rule and a multistep solver carry: one for each request.
             noise: standard normal ``[B, ...]``, for a solver that takes noise.
             dtype: of the model's input; default x's.
+            stats, stats_out: as for a call.
 
         Returns:
             ``[B, ...]`` in x's dtype. Of a model that predicts more, the guided channels alone are stepped.
@@ -243,7 +244,8 @@ class GuidedDenoiser(Guidance):
             buffers.offer(first, whole)
         results = self.executor.run(first, t, self.passes(planned, conditions))
         measured = self.remember(planned, results, state, step.level)
-        after = self.combine_step(planned, results, step, x=x, params=params, state=state, noise=noise, batch_out=whole)
+        given: dict[str, Any] = {"params": params, "state": state, "noise": noise, "batch_out": whole}
+        after = self.combine_step(planned, results, step, x=x, stats=stats, stats_out=stats_out, **given)
         if whole is not None:
             self._input.give(after, whole, step.next_input_scale)
         if not compiling:

@@ -226,8 +226,6 @@ class Requests:
             request.step += 1
             for report in (self._report, request.report):
                 report.count(len(planned.passes), planned.saved_by)
-            if self._default.telemetry is not None:
-                self._default.telemetry.count_passes(len(planned.passes), planned.saved_by)
         return result
 
     def _run(self, x: Tensor, t: Tensor, rows: Sequence[tuple[int, Pass]]) -> tuple[Tensor, dict[tuple[int, str], int]]:
@@ -284,9 +282,8 @@ class Requests:
         reads, writes = denoiser.memory(planned)
         state = gather_states(states, dict.fromkeys((*lowered.extras, *lowered.updates, *reads)))
         space = {} if prediction is None else _rows_of(prediction, x, group.members)
-        mark = denoiser.mark([member.step for member in members], [member.id for member in members])
         measured = denoiser.remember(planned, results, state, space.get("prediction"))
-        guided = denoiser.combine(planned, results, params=params, state=state, mark=mark, **space)
+        guided = denoiser.combine(planned, results, params=params, state=state, **space)
         scatter_states(state, states, (*lowered.updates, *writes))
         for k, member in enumerate(members):
             own = None if measured is None else measured[:, :, k : k + 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import Any, ClassVar, cast
@@ -15,8 +15,6 @@ from fastcfg_kernels.tracing import constant_when_traced
 from torch import Tensor
 
 from ..schedules import Schedule, check_step
-from ..telemetry.figures import GENERAL
-from ..telemetry.recorder import Sums
 from ..validate import check_choice
 from .step_stages import STAGES
 
@@ -92,7 +90,7 @@ class Lowered:
         step: int = -1,
         scaled: bool = False,
         masked: bool = False,
-        figures: Sums | None = None,
+        stats: Sequence[str] = (),
     ) -> fk.Program:
         """The formulas as a program that does more in its pass, made once.
 
@@ -100,9 +98,11 @@ class Lowered:
             affine: on ``shift * x + gain * prediction``.
             step: a stage of :data:`~fastcfg.rules.step_stages.STAGES` by number, after all others; -1 is none.
             scaled, masked: with an elementwise factor of the deltas; with a mask of the sums.
-            figures: with those of telemetry, from the sums that its :class:`~fastcfg.telemetry.Telemetry` names.
+            stats: names of what its launch writes beside the results; see :mod:`fastcfg_kernels.formula.stats`.
         """
-        key = (affine, step, scaled, masked, figures)
+        if isinstance(stats, str):
+            raise TypeError(f"stats: expected a sequence of names, got the string {stats!r}")
+        key = (affine, step, scaled, masked, tuple(stats))
         if key == _PLAIN:
             return self.program  # Which a trace reads without a guard on this very object, and so without a recompile.
         self._make_variant(key)
@@ -124,12 +124,12 @@ class Lowered:
         return make
 
 
-_Key = tuple[bool, int, bool, bool, "Sums | None"]
-_PLAIN: _Key = (False, -1, False, False, None)
+_Key = tuple[bool, int, bool, bool, tuple[str, ...]]
+_PLAIN: _Key = (False, -1, False, False, ())
 
 
 def _variant(lowered: Lowered, key: _Key) -> fk.Program:
-    affine, step, scaled, masked, figures = key
+    affine, step, scaled, masked, stats = key
     return fk.compile_program(
         lowered.predictions,
         lowered.stages if step < 0 else (*lowered.stages, STAGES[step]),
@@ -138,8 +138,7 @@ def _variant(lowered: Lowered, key: _Key) -> fk.Program:
         affine,
         scaled,
         masked,
-        () if figures is None else GENERAL,
-        figures == "gram",
+        stats,
     )
 
 

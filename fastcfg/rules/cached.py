@@ -22,6 +22,11 @@ def cfg_and_delta(scale: Any) -> tuple[Any, Any, Any, Any]:
     return 1.0, scale, 0.0, 1.0
 
 
+def cfg_delta_and_before(scale: Any) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """:func:`cfg_and_delta` with the delta before as a further input, which weighs nothing: its drift is measured."""
+    return 1.0, scale, 0.0, 0.0, 1.0, 0.0
+
+
 def from_delta(scale: Any) -> tuple[Any, Any]:
     """``c + (s - 1) delta``."""
     return 1.0, scale - 1.0
@@ -100,6 +105,9 @@ class GatedCFG(Rule):
         params = {"scale": self.scale}
         if self.phase == "reuse":
             return Lowered(self.conditions, (fk.Stage(from_delta),), params, extras=("delta",))
+        if self.drift is not None:
+            stage = fk.Stage(cfg_delta_and_before)
+            return Lowered(self.conditions, (stage,), params, extras=("delta",), updates=("delta",))
         return Lowered(self.conditions, (fk.Stage(cfg_and_delta),), params, updates=("delta",))
 
 

@@ -10,7 +10,6 @@ import fastcfg_kernels as fk
 from fastcfg_kernels.math import maximum, minimum, sqrt, where
 
 from ..schedules import Schedule
-from ..telemetry.figures import reduced
 from .base import Lowered, Parameter, Rule, check_choice, number_or_schedule
 from .linear import Linear
 
@@ -53,6 +52,11 @@ def norm_cap(dot_y_y: Any, dot_ref_ref: Any, cap: Any, eps: Any) -> Any:
     return minimum(1.0, where(length > 0.0, cap * sqrt(dot_ref_ref) / length, 1.0))
 
 
+def capped(factor: Any) -> Any:
+    """1 where the cap took hold."""
+    return where(factor < 1.0, 1.0, 0.0)
+
+
 def norm_full(dot_y_y: Any, dot_ref_ref: Any, cap: Any, eps: Any) -> Any:
     """``cap |ref|/|y|``; 1 where y is zero."""
     length = sqrt(dot_y_y) + eps
@@ -88,7 +92,7 @@ class _Modifier(Rule, register=False):
 
     def _lower(
         self, values: Mapping[str, Parameter], formula: Callable[..., Any], kind: Literal["factor", "clamp"],
-        reference: str, dims: tuple[int, ...] | None = None, figures: fk.Figures = (),
+        reference: str, dims: tuple[int, ...] | None = None, limited: Callable[..., Any] | None = None,
     ) -> Lowered:  # fmt: skip
         """The inner rule's stages and one more, whose parameters get public names that are still free."""
         inner = self.rule.lowered
@@ -106,7 +110,7 @@ class _Modifier(Rule, register=False):
                 public = f"outer_{public}"
             rename.append((name, public))
             params[public] = value
-        stage = fk.Stage(formula, kind, tuple(rename), (("ref", reference),), figures=figures)
+        stage = fk.Stage(formula, kind, tuple(rename), (("ref", reference),), limited=limited)
         return replace(inner, predictions=predictions, stages=(*stages, stage), params=params, dims=dims)
 
 
@@ -205,8 +209,8 @@ class NormCap(_Modifier):
             values["low"] = self.low
         formulas: dict[str, Callable[..., Any]] = {"cap": norm_cap, "full": norm_full, "clamp": norm_clamp}
         formula = formulas[self.mode]
-        figures = () if self.mode == "full" else (("limited", reduced),)
-        return self._lower(values, formula, "factor", self.reference, _GROUPS[self.over], figures)
+        limited = None if self.mode == "full" else capped
+        return self._lower(values, formula, "factor", self.reference, _GROUPS[self.over], limited)
 
     def simplify(self) -> Rule:
         return self if self.scheduled else replace(self, rule=self.rule.simplify())

@@ -11,7 +11,6 @@ from fastcfg_kernels.math import abs as absolute
 from fastcfg_kernels.math import exp, maximum, minimum, sqrt, where
 
 from ..schedules import Schedule, check_step
-from ..telemetry.figures import shortened
 from .base import Lowered, Parameter, Rule, check_choice, number_or_schedule
 from .linear import Linear
 
@@ -47,6 +46,11 @@ def apg_limit(dot_d_d: Any, norm_threshold: Any) -> Any:
     return where(norm_threshold > 0.0, minimum(1.0, norm_threshold / sqrt(dot_d_d)), 1.0)
 
 
+def apg_limited(dot_d_d: Any, norm_threshold: Any) -> Any:
+    """1 where the threshold took hold."""
+    return where(apg_limit(dot_d_d, norm_threshold) < 1.0, 1.0, 0.0)
+
+
 def apg_share(dot_cond_d: Any, dot_cond_cond: Any) -> Any:
     """``k`` of the part ``k c`` of d along c."""
     return where(dot_cond_cond > 0.0, dot_cond_d / dot_cond_cond, 0.0)
@@ -65,6 +69,14 @@ def apg_momentum_limit(
     """:func:`apg_limit` of ``D = d + m A``."""
     square = dot_d_d + 2.0 * momentum * dot_d_average + momentum * momentum * dot_average_average
     return apg_limit(maximum(square, 0.0), norm_threshold)
+
+
+def apg_momentum_limited(
+    dot_d_d: Any, dot_d_average: Any, dot_average_average: Any, norm_threshold: Any, momentum: Any
+) -> Any:
+    """:func:`apg_limited` of ``D = d + m A``."""
+    limit = apg_momentum_limit(dot_d_d, dot_d_average, dot_average_average, norm_threshold, momentum)
+    return where(limit < 1.0, 1.0, 0.0)
 
 
 def apg_momentum_share(dot_cond_d: Any, dot_cond_average: Any, dot_cond_cond: Any, momentum: Any) -> Any:
@@ -89,14 +101,6 @@ def apg_momentum(
     along = (1.0 - eta) * apg_momentum_share(dot_cond_d, dot_cond_average, dot_cond_cond, momentum)
     step = scale * limit
     return 1.0 - step * along, step * (1.0 - along), step * momentum, 0.0, 1.0, momentum
-
-
-_APG = (("limit", apg_limit), ("limited", shortened), ("projection", apg_share))
-_APG_MOMENTUM = (
-    ("limit", apg_momentum_limit),
-    ("limited", shortened),
-    ("projection", apg_momentum_share),
-)
 
 
 @dataclass(frozen=True)
@@ -141,10 +145,10 @@ class APG(Rule):
     def lower(self) -> Lowered:
         params = {"scale": self.scale, "eta": self.eta, "norm_threshold": self.norm_threshold}
         if self.momentum == 0.0:
-            stage = fk.Stage(apg, onto=_onto(self.base), figures=_APG)
+            stage = fk.Stage(apg, onto=_onto(self.base), limited=apg_limited)
             return Lowered(self.conditions, (stage,), params, dims=self.dims)
         params["momentum"] = self.momentum
-        stage = fk.Stage(apg_momentum, onto=_onto(self.base), figures=_APG_MOMENTUM)
+        stage = fk.Stage(apg_momentum, onto=_onto(self.base), limited=apg_momentum_limited)
         return Lowered(self.conditions, (stage,), params, ("average",), ("average",), self.dims)
 
 
@@ -197,7 +201,7 @@ class APGMix(Rule):
     def lower(self) -> Lowered:
         if self.phase == "apg":
             rename = (("scale", "apg_scale"),)
-            stage = fk.Stage(apg_momentum, rename=rename, onto=_onto(self.base), figures=_APG_MOMENTUM)
+            stage = fk.Stage(apg_momentum, rename=rename, onto=_onto(self.base), limited=apg_momentum_limited)
             params = {"apg_scale": self.apg_scale, "eta": self.eta, "norm_threshold": self.norm_threshold}
         else:
             stage = fk.Stage(cfg_with_momentum, onto=_onto(self.base))
@@ -213,11 +217,6 @@ def fit(dot_uncond_uncond: Any, dot_uncond_d: Any, eps: Any) -> Any:
     """``a - 1`` of ``a = c.u/(|u|^2 + eps)``, formed without cancellation."""
     square = dot_uncond_uncond + eps
     return where(square > 0.0, (dot_uncond_d - eps) / square, 0.0)
-
-
-def fitted(dot_uncond_uncond: Any, dot_uncond_d: Any, eps: Any) -> Any:
-    """``a``."""
-    return 1.0 + fit(dot_uncond_uncond, dot_uncond_d, eps)
 
 
 def cfg_zero_star(dot_uncond_uncond: Any, dot_uncond_d: Any, scale: Any, eps: Any) -> Any:
@@ -289,7 +288,7 @@ class CFGZeroStar(Rule):
         if self.phase == "zero":
             return Lowered(self.conditions, (fk.Stage(zeros),), {})
         formula = _by_base(self.base, cfg_zero_star, cfg_zero_star_from_cond)
-        stage = fk.Stage(formula, figures=(("projection", fitted),))
+        stage = fk.Stage(formula)
         return Lowered(self.conditions, (stage,), {"scale": self.scale, "eps": self.eps})
 
     def simplify(self) -> Rule:
@@ -411,5 +410,5 @@ class MaMBOG(Rule):
 
     def lower(self) -> Lowered:
         formula = _by_base(self.base, magnitude_aware, magnitude_aware_from_cond)
-        stage = fk.Stage(formula, figures=(("limit", damping),))
+        stage = fk.Stage(formula)
         return Lowered(self.conditions, (stage,), {"scale": self.scale, "alpha": self.alpha})

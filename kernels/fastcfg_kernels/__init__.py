@@ -16,14 +16,15 @@ from .backends.triton.launch_plan import LaunchPlan, plan_launch
 from .checks import check_param
 from .former_modules import keep_former_modules
 from .formula.generated import function_from_source
-from .formula.program import Figures, Program, Stage, compile_program
+from .formula.program import Program, Stage, compile_program
+from .formula.stats import STATS
 from .guide import Target, guide, guide_at_once, guide_checked, guide_outputs, writable
 from .host import lerp_weight
 from .shadow import shadow
 
 __all__ = [
+    "STATS",
     "Backend",
-    "Figures",
     "LaunchPlan",
     "Program",
     "Stage",

@@ -38,6 +38,11 @@ class Groups:
         self._count = math.prod([shape[d] for d in reduced])
         self._repeat = math.prod([shape[d] for d in kept[1:]])
 
+    @property
+    def number(self) -> int:
+        """How many groups there are."""
+        return math.prod(self._shape) // max(self._count, 1)
+
     def rows(self, tensor: Tensor) -> Tensor:
         """``[B, ...]`` as ``[G, N]``, the samples' groups one after the other."""
         return tensor.permute(self._order).reshape(-1, self._count)

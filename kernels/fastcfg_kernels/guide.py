@@ -13,7 +13,7 @@ from . import library, shadow
 from .backends.cpu.backend import guide_contiguous, guide_cpp
 from .backends.registry import choose_backend, default_backend, native, requested_backend
 from .backends.torch import functional
-from .backends.torch.tiles import accumulator, stats_dtype
+from .backends.torch.tiles import accumulator
 from .backends.triton.launch_plan import Strategy
 from .checks import (
     FLOATS,
@@ -183,9 +183,9 @@ def guide_checked(
             tensor, batch and all.
         merge: where the tensors are a part of the samples that the sums run over, on torch operations then: makes the
             sums of the whole samples of theirs.
-        stats: for a program with stats, what they are written to: contiguous ``[G, F]`` on the predictions' device,
-            G being the number of groups that sums run over, float64 on a CPU and float32 elsewhere. A call without
-            elements writes none.
+        stats: for a program with stats, what they are written to: contiguous ``[G, K]`` (G in several dimensions if
+            you like) on the predictions' device, in float32 (float64 for float64), G being the number of groups that
+            sums run over and K that of stats. A call without elements writes none.
 
     Returns:
         A tensor for each target.
@@ -197,7 +197,7 @@ def guide_checked(
     if out is not None:
         check_tensors((program.predictions[0], "out"), (first, out))
     if stats is not None or program.stats:
-        _check_stats(program, stats, first)
+        _check_stats(program, stats, first, dims)
     acc = accumulator(first.dtype)
     inputs = [*predictions, *extras]
     elementwise = check_elementwise(program, first, scale_map, mask)
@@ -255,16 +255,17 @@ def guide_checked(
     return made
 
 
-def _check_stats(program: Program, stats: Tensor | None, first: Tensor) -> None:
+def _check_stats(program: Program, stats: Tensor | None, first: Tensor, dims: Sequence[int] | None) -> None:
     """Raise unless there is memory for a program's stats, and for nothing else."""
-    told = len(program.stats)
-    if stats is None or not told:
-        raise ValueError(f"stats: expected {'a tensor' if told else 'none'}, the program has {told}")
-    fits = stats.dim() == 2 and stats.shape[1] == told and stats.dtype == stats_dtype(first.device)
-    if not fits or stats.device != first.device or not stats.is_contiguous():
+    count, dtype = len(program.stats), accumulator(first.dtype)
+    if stats is None or not count:
+        raise ValueError(f"stats_out: expected {'a tensor' if count else 'none'}, since there are {count} stats")
+    groups = first.shape[0] if dims is None else Groups(first.shape, dims).number
+    fits = stats.shape[-1:] == (count,) and stats.numel() == groups * count and stats.is_contiguous()
+    if not fits or stats.dtype != dtype or stats.device != first.device or stats.requires_grad:
         raise ValueError(
-            f"stats: expected a contiguous [G, {told}] of {stats_dtype(first.device)} on {first.device}, got "
-            f"{list(stats.shape)} of {stats.dtype} on {stats.device}"
+            f"stats_out: expected a contiguous [{groups}, {count}] of {dtype} on {first.device}, without a gradient, "
+            f"got {list(stats.shape)} of {stats.dtype} on {stats.device}"
         )
 
 

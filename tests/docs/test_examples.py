@@ -96,12 +96,12 @@ def test_serving_requests(tmp_path: Path) -> None:
     assert text.count("to the bit: True") == 3 and "28 passes run, 2 saved" in text
 
 
-def test_telemetry(tmp_path: Path) -> None:
-    text = printed("telemetry", tmp_path)
-    assert "the same bits as without: True" in text and 'fastcfg_calls_total{model="demo"} 16' in text
-    lengths, limits = (numbers(pattern, text) for pattern in (rf"uncond\| \[{FLOAT}, ", rf"shortened to \[{FLOAT}, "))
-    assert lengths == sorted(lengths) and limits == sorted(limits, reverse=True) and limits[-1] < 1
-    assert "26 passes run, 6 saved" in text
+def test_prometheus(tmp_path: Path) -> None:
+    text = printed("prometheus", tmp_path)
+    assert "the same bits as without: True" in text and 'passes_total{which="run"} 32.0' in text
+    assert numbers(rf"delta_ratio_count {FLOAT}", text) == [16] and numbers(rf"limited_total {FLOAT}", text) == [16]
+    (cosines,) = re.findall(r"first step: \[(.*)\]", text)
+    assert all(-1 < float(cosine) < 1 for cosine in cosines.split(", "))
 
 
 def test_training(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_installed_wheel_works_with_torch_alone(built: Path, tmp_path: Path)
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({EXTRAS}))
-import torch, fastcfg, fastcfg.telemetry, fastcfg_export, fastcfg_kernels
+import torch, fastcfg, fastcfg_export, fastcfg_kernels
 assert all(m.__file__.startswith({str(target)!r}) for m in (fastcfg, fastcfg_export, fastcfg_kernels))
 u, c = torch.randn(2, 2, 4, 8, 8)
 assert fastcfg.guide(fastcfg.CFG(3.0, rescale=0.5), uncond=u, cond=c).isfinite().all()

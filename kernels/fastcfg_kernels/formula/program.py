@@ -29,16 +29,14 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
-from .figure_source import figure_functions, write_figures
 from .generated import function_from_source
+from .stats import stat_functions, write_stat
 from .writer import FormulaWriter
 
-__all__ = ["Figures", "Pair", "Program", "Stage", "compile_program"]
+__all__ = ["Pair", "Program", "Stage", "compile_program"]
 
 Kind = Literal["weights", "factor", "clamp", "step"]
 Pair = tuple[str, str, str]  # (kind, vector, vector), kind being "dot" or "cov"
-Figures = tuple[tuple[str, Callable[..., Any]], ...]
-"""Names and formulas of what is told of each group; see :mod:`fastcfg_kernels.formula.figure_source`."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,8 @@ class Stage:
             it adds to this one.
         reads: for a step, names of the inputs that it weighs beside y.
         rows: for a step, its outputs. The formula returns ``1 + len(reads)`` weights for each, y's first.
-        figures: what can be told of this formula's doing, for a program that has figures.
+        limited: 1 where this formula's own limit took hold, for the stat of that name: a formula of the same
+            arguments, and of ``factor`` for a stage that is one.
     """
 
     fn: Callable[..., Any]
@@ -68,7 +67,7 @@ class Stage:
     onto: str | None = None
     reads: tuple[str, ...] = ()
     rows: int = 0
-    figures: Figures = ()
+    limited: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,10 @@ class Program:
         clamps: whether the result is clipped to ``[low, high]``.
         affine: whether the formulas work on ``shift * x + gain * prediction`` and the result is taken back. ``x`` is
             the first of the tail then, and ``shift`` and ``gain`` are the last two parameters.
-        figures: names and formulas of what is told of each group besides the results.
-        stats: names of those that can be had, in the order in which they are written.
+        stats: names of what is written of each group beside the results; see :mod:`fastcfg_kernels.formula.stats`.
         source: the text of :attr:`weigh`, a function ``weigh(sums, count, params)`` of two tuples and a number;
             ``sums`` holds the pairs' sums and then the means. It returns K+E weights for each output, then
-            ``low, high`` for the first where :attr:`clamps`, then the step's rows, then the figures.
+            ``low, high`` for the first where :attr:`clamps`, then the step's rows, then the stats.
     """
 
     predictions: tuple[str, ...]
@@ -111,7 +109,6 @@ class Program:
     params: tuple[str, ...]
     clamps: bool
     affine: bool
-    figures: Figures
     stats: tuple[str, ...]
     source: str
     stages: tuple[Stage, ...]
@@ -128,7 +125,7 @@ class Program:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.predictions, self.extras, self.stages, self.affine, self.scaled, self.masked, self.figures))
+        return hash((self.predictions, self.extras, self.stages, self.affine, self.scaled, self.masked, self.stats))
 
     @cached_property
     def width(self) -> int:
@@ -166,15 +163,14 @@ class Program:
 
     def function(self, wrap: Callable[[Callable[..., Any]], Any] | None = None) -> Callable[..., Any]:
         """``weigh`` as a fresh function whose formulas went through ``wrap`` (Triton's ``jit``, say)."""
-        return _build(self.source, self.stages, self.figures, wrap or (lambda fn: fn))
+        return _build(self.source, self.stages, self.stats, wrap or (lambda fn: fn))
 
 
 def _build(
-    source: str, stages: Sequence[Stage], figures: Figures, wrap: Callable[[Callable[..., Any]], Any]
+    source: str, stages: Sequence[Stage], stats: Sequence[str], wrap: Callable[[Callable[..., Any]], Any]
 ) -> Callable[..., Any]:
     scope = {f"formula{i}": wrap(s.fn) for i, s in enumerate(stages)}
-    if figures:
-        scope |= {f"figure{i}": wrap(fn) for i, fn in enumerate(figure_functions(stages, figures))}
+    scope |= {name: wrap(fn) for name, fn in stat_functions(stages, stats).items()}
     return function_from_source("weigh", source, scope)
 
 
@@ -188,8 +184,7 @@ def compile_program(
     affine: bool = False,
     scaled: bool = False,
     masked: bool = False,
-    figures: Figures = (),
-    more_sums: bool = False,
+    stats: tuple[str, ...] = (),
 ) -> Program:
     """Compile formulas over named predictions into a :class:`Program` (cached).
 
@@ -202,8 +197,7 @@ def compile_program(
         affine: work on ``shift * x + gain * prediction``; adds the input ``x`` and the parameters ``shift, gain``.
         scaled: multiply the deltas by a further input, elementwise, before anything else.
         masked: leave elements out of the sums by a further input.
-        figures: names and formulas of what is told of each group, as far as the sums give it.
-        more_sums: also take the sums that figures want and nothing else does.
+        stats: names of what to write of each group beside the results, with the sums that it takes.
 
     Raises:
         ValueError: for a name that is not known, an argument list that cannot be read, or stages out of order.
@@ -230,8 +224,7 @@ def compile_program(
     writer = FormulaWriter(predictions, extras, width, outputs)
     for index, stage in enumerate(stages):
         writer.stage(index, stage)
-    told = write_figures(writer, stages, figures, more_sums) if figures else {}
-    writer.figures = list(told.values())
+    writer.stats = [write_stat(writer, name, stages) for name in stats]
     source = writer.source()
     tail = step.reads if step else ("x",) * affine
     return Program(
@@ -247,9 +240,8 @@ def compile_program(
         params=(*writer.params, "shift", "gain") if affine else tuple(writer.params),
         clamps=bool(writer.bounds),
         affine=affine,
-        figures=figures,
-        stats=tuple(told),
+        stats=stats,
         source=source,
         stages=stages,
-        weigh=_build(source, stages, figures, lambda fn: fn),
+        weigh=_build(source, stages, stats, lambda fn: fn),
     )

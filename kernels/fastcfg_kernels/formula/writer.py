@@ -53,11 +53,11 @@ class FormulaWriter:
         self.lines: list[str] = []
         self.bounds: list[str] = []
         self.steps: list[str] = []
-        self.figures: list[str] = []
-        # Names that the figures of any program go by: its first prediction, and one that is guided towards.
+        self.stats: list[str] = []
+        # Names that stats go by in any program: its first prediction, and the one that is guided towards.
         base, *others = predictions
         target = "cond" if "cond" in others else others[0] if others else None
-        self.aliases = {"base": base} | ({} if target is None else {"target": target, "delta": f"d_{target}"})
+        self.aliases = {"base": base} | ({} if target is None else {"target": target, "d": f"d_{target}"})
 
     def pair(self, kind: str, a: int, b: int) -> str:
         key = (kind, min(a, b), max(a, b))
@@ -83,17 +83,25 @@ class FormulaWriter:
             self.means.append(vector)
         return f"MEAN{self.means.index(vector)}_"
 
-    def argument(self, name: str, stage: Stage) -> str:
+    def sum(self, name: str, aliases: dict[str, str]) -> str | None:
+        """A sum by its name, or ``count``, as an expression; None for another name."""
         if name == "count":
             return "count"
         kind, _, rest = name.partition("_")
-        if kind in ("dot", "cov") and (split := self.vectors.split(rest, dict(stage.vectors))):
+        if kind in ("dot", "cov") and (split := self.vectors.split(rest, aliases)):
             return self._expand(kind, *split)
         if kind == "sum" and rest == _RESULT:
             return " + ".join(f"w{i} * {self.mean(i)} * count" for i in range(self.vectors.size))
-        rest = dict(stage.vectors).get(rest, rest)
+        rest = aliases.get(rest, rest)
         if kind == "sum" and rest in self.vectors.number:
             return f"{self.mean(self.vectors.number[rest])} * count"
+        return None
+
+    def argument(self, name: str, stage: Stage) -> str:
+        text = self.sum(name, dict(stage.vectors))
+        if text is not None:
+            return text
+        kind, _, rest = name.partition("_")
         if kind in ("dot", "cov", "sum") and rest:
             known = sorted({*self.vectors.number, _RESULT})
             raise ValueError(
@@ -135,7 +143,7 @@ class FormulaWriter:
 
     def source(self) -> str:
         results = [self.weight(output, i) for output in range(self.outputs) for i in range(self.vectors.size)]
-        results += self.bounds + self.steps + self.figures
+        results += self.bounds + self.steps + self.stats
         result = ", ".join(results) + "," * (len(results) == 1)
         text = "\n".join(["def weigh(sums, count, params):", *(f"    {line}" for line in self.lines)])
         text += f"\n    return {result}\n"

@@ -69,7 +69,7 @@ def guide_cpp(
     Args:
         inputs: K predictions of one dtype, the extras, and the elementwise scale and mask of a program that has them.
         results: which result of the program each of ``outs`` takes.
-        stats: contiguous ``[B, F]`` float64 for those of a program that has them.
+        stats: contiguous ``[B, K]`` in the accumulator's dtype, for those of a program that has them.
 
     Raises:
         RuntimeError: if the native code can't be built.
@@ -89,8 +89,8 @@ def guide_cpp(
     else:
         values, step = array("d", params), 0
     threads = _threads(rows * count)
-    told = () if stats is None else (stats.data_ptr(),)
-    function(*arguments, values.buffer_info()[0], step, rows, count, threads, *told)
+    written = () if stats is None else (stats.data_ptr(),)
+    function(*arguments, values.buffer_info()[0], step, rows, count, threads, *written)
 
 
 @lru_cache(maxsize=1024)

@@ -181,10 +181,11 @@ class _Writer:
         arguments = [f"const {t}* i{k}, int64_t is{k}" for k, t in enumerate(self.types)]
         arguments += [f"{t}* o{k}, int64_t os{k}" for k, (_, t) in enumerate(self.targets)]
         arguments += ["const double* params, int64_t param_stride, int64_t rows, int64_t count, int64_t threads"]
-        told = len(self.program.stats)
-        arguments += ["double* stats"] * bool(told)
+        stats = len(self.program.stats)
+        arguments += ["acc* stats"] * bool(stats)
         # Of the threads that have a part of a row, one has its first chunk.
-        tell = f"if (chunk == 0) std::memcpy(stats + row * {told}, w + {weights - told}, {told} * sizeof(double));"
+        place = f"stats[row * {stats} + k] = acc(w[{weights - stats} + k])"
+        write_stats = f"if (chunk == 0) for (int k = 0; k < {stats}; ++k) {place};"
         values = ""
         if self.program.affine:
             last = len(self.program.params)
@@ -244,7 +245,7 @@ extern "C" void guide({", ".join(arguments)}) {{
                 weigh(sums, {amount}, given, w);
                 weighed = row;
             }}
-            {tell if told else ""}
+            {write_stats if stats else ""}
             const int64_t size = count - start < CHUNK ? count - start : CHUNK;
             if (streamed_out) combine<true>({at}size, {to}w{values});
             else combine<false>({at}size, {to}w{values});
@@ -260,7 +261,7 @@ def cpp_source(program: Program, inputs: tuple[torch.dtype, ...], targets: tuple
 
     ``guide(in, stride, …, out, stride, …, params, param_stride, rows, count, threads)``: a pointer and the number of
     elements from row to row for each input and output, float64 parameters of each row, and how many threads to take.
-    A program with stats has one pointer more, to float64 ``[rows, F]``.
+    A program with stats has one pointer more, to ``[rows, K]`` in the accumulator's dtype.
 
     Args:
         inputs: dtype of each prediction, extra, and the elementwise scale and mask.

@@ -80,7 +80,7 @@ def guide_rows(
             mask where the program has them; a row is a sample.
         params: numbers, 0-dim or ``[...]`` tensors, in the order of ``program.params``.
         merge: where the rows given are a part of the rows that the sums run over.
-        stats: ``[..., F]``, where a program that has stats writes them.
+        stats: ``[rows, K]``, where a program that has stats writes them.
 
     Returns:
         The program's results ``[..., N]`` in the accumulator's dtype.
@@ -93,11 +93,9 @@ def guide_rows(
     # A row that the mask leaves out whole counts as one element.
     count = moments.count.clamp(min=1) if isinstance(moments.count, Tensor) else moments.count
     weighed = program.weigh(moments.sums(program), count, values)
-    if told := len(program.stats):
-        weighed, last = weighed[:-told], weighed[-told:]
+    if program.stats:
+        weighed, last = weighed[: -len(program.stats)], weighed[-len(program.stats) :]
         if stats is not None:
-            whole = [v.detach().to(stats.dtype) if isinstance(v, Tensor) else v for v in last]
-            rows = stats.shape[:-1]
-            columns = [v.expand(rows) if isinstance(v, Tensor) else stats.new_full(rows, v) for v in whole]
-            torch.stack(columns, -1, out=stats)
+            for column, value in zip(stats.view(-1, len(last)).unbind(-1), last, strict=True):
+                column.copy_(value.detach()) if isinstance(value, Tensor) else column.fill_(value)
     return combine(program, inputs, weighed, values)

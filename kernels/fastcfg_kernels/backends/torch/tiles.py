@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...formula.program import Program
 
-__all__ = ["TILE", "Moments", "accumulator", "basis", "sample_moments", "sample_sums", "spread", "stats_dtype"]
+__all__ = ["TILE", "Moments", "accumulator", "basis", "sample_moments", "sample_sums", "spread"]
 
 TILE = 4096
 
@@ -25,11 +25,6 @@ TILE = 4096
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype that sums and weights are kept in: float64 for float64 inputs, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def stats_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of stats: float64 on a CPU, as native code weighs in it; float32 where float64 is slow or missing."""
-    return torch.float64 if device.type == "cpu" else torch.float32
 
 
 def spread(value: Any, like: Tensor) -> Any:

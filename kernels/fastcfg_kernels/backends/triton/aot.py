@@ -221,7 +221,7 @@ def _compile(
         "predictions": (number,) * size + (sums,) * (vectors - size + program.scaled) + ("*u8",) * program.masked,
         "outs": (number,) + (sums,) * (program.results - 1),
         "tail": (sums,) * tail,
-        "stats": "*fp32" if program.stats else (),
+        "stats": sums if program.stats else (),
         "parameters": ("fp32",) * len(program.params),
         "workspace": sums,
         "arrivals": "*i32",

@@ -20,7 +20,7 @@ def weigh(means, sums, count, values, WEIGH: tl.constexpr, MEANS: tl.constexpr, 
 
 @triton.jit
 def store_stats(stats, weights, group, live, STATS: tl.constexpr, ACC: tl.constexpr):
-    """What the formula says of each group, ``[groups, STATS]``: the last of the weights."""
+    """Write the stats of each group, ``[groups, STATS]``: the last of the weights."""
     for k in tl.static_range(STATS):
         value = tl.zeros(group.shape, ACC) + weights[len(weights) - STATS + k]
         tl.store(stats + group * STATS + k, value.to(stats.dtype.element_ty), mask=live)

@@ -63,16 +63,6 @@ PARAMS = {"scale": 4.0, "strength": 0.7, "radius": 2.0, "momentum": -0.5, "shift
 """A value for each parameter of the programs below."""
 
 
-def _ratio(dot_delta_delta: float, dot_base_base: float) -> float:
-    ratio: float = math.sqrt(math.maximum(dot_delta_delta, 0.0) / math.maximum(dot_base_base, 0.0))
-    told: float = math.where(dot_delta_delta == 0.0, 0.0, ratio)
-    return told
-
-
-def _factor(factor: float) -> float:
-    return factor
-
-
 def _solver(
     at_y: float, at_x: float, at_previous: float, clean_y: float, clean_x: float, scale: float
 ) -> tuple[float, ...]:
@@ -81,7 +71,7 @@ def _solver(
 
 @cache
 def programs() -> dict[str, Program]:
-    """Representative programs: without sums, centred sums, a clamp, plain sums of three, figures with sums of their
+    """Representative programs: without sums, centred sums, a clamp, plain sums of three, stats with sums of their
     own, a solver's step with a history and the next model input, and state in an affine space."""
     two, three = ("uncond", "cond"), ("uncond", "cond", "negative")
     return {
@@ -89,12 +79,7 @@ def programs() -> dict[str, Program]:
         "rescale": compile_program(two, (Stage(_cfg), Stage(_rescale, "factor"))),
         "clamp": compile_program(two, (Stage(_cfg), Stage(_norm_clamp, "clamp"))),
         "perpendicular": compile_program(three, (Stage(_perpendicular),)),
-        "figures": compile_program(
-            two,
-            (Stage(_cfg), Stage(_rescale, "factor")),
-            figures=(("ratio", _ratio), ("factor", _factor)),
-            more_sums=True,
-        ),
+        "stats": compile_program(two, (Stage(_cfg), Stage(_rescale, "factor")), stats=("delta_ratio", "factor")),
         "step": compile_program(
             two, (Stage(_cfg), Stage(_rescale, "factor"), Stage(_solver, "step", reads=("x", "previous"), rows=3))
         ),
@@ -126,8 +111,8 @@ PROBLEMS: tuple[tuple[str, torch.dtype, Sizes], ...] = (
     ("rescale", torch.float64, Sizes(4_096)),
     ("perpendicular", torch.float32, Sizes(8_192)),
     ("rescale", torch.bfloat16, Sizes(35_001, aligned=False)),
-    ("figures", torch.bfloat16, LATENT),
-    ("figures", torch.float32, Sizes(16_384)),
+    ("stats", torch.bfloat16, LATENT),
+    ("stats", torch.float32, Sizes(16_384)),
 )
 """Program, dtype and sizes."""
 

@@ -1,0 +1,3 @@
+"""Raises ImportError: telemetry was replaced by stats."""
+
+raise ImportError('fastcfg.telemetry was replaced by guide(..., stats=("delta_ratio", ...), stats_out=tensor)')
