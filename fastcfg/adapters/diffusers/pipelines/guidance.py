@@ -80,7 +80,9 @@ class PipelineGuidance:
         self._name = type(pipe).__name__
         pairs = {name: gate_for(rule, gates[name]) for name, rule in rules.items()}
         self._rules = {name: rule for name, (rule, _) in pairs.items()}
-        self._gatings = {name: Gating(rule, gate) for name, (rule, gate) in pairs.items() if gate is not None}
+        self._gatings = {
+            name: Gating(rule.conditions, gate) for name, (rule, gate) in pairs.items() if gate is not None
+        }
         if self._gatings and form.also:
             raise ValueError(
                 f"gate: {type(pipe).__name__} runs {form.how}, which can't be taken apart to leave one out"

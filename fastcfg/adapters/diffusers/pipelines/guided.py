@@ -57,8 +57,8 @@ def guided(
             a :class:`.RuleGuidance` by the rule meanwhile.
         rule: the guidance; or a rule for each denoiser by its component's name, where a pipeline changes between two
             (``{"transformer": CFG(4.0), "transformer_2": CFG(3.0)}`` for Wan 2.2).
-        gate: when passes are left out (:class:`fastcfg.Gate`); or one for each denoiser, as for ``rule``. A pass that is
-            left out is not run: a batch comes without its block, and a call of its own is not made.
+        gate: when passes are left out (:class:`fastcfg.Gate`); or one for each denoiser, as for ``rule``. A pass that
+            is left out is not run: a batch comes without its block, and a call of its own is not made.
         conditions: for predictions that the pipeline does not run (``negative`` beside ``uncond``, say), the
             denoiser's arguments that differ from the conditional pass's, by prediction. Each is a call of its own.
         params, numerics, backend: as for :func:`fastcfg.guide`; ``"eager"`` gives the pipeline's own bits for CFG.
