@@ -16,6 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
+from fastcfg_kernels.finite import finite_number
+
+from .documents import checked
+
 __all__ = [
     "Constant",
     "Cosine",
@@ -37,11 +41,12 @@ _FORMER_NAMES = {"Linear": "Ramp"}
 
 
 def _number(owner: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{owner}: {name}: expected a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{owner}: {name}: expected a finite number, got {value}")
-    return float(value)
+    return finite_number(f"{owner}: {name}", value)
+
+
+def same_place(a: type, b: type) -> bool:
+    """Whether two classes are one definition, run again: of one name in one module."""
+    return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)
 
 
 def check_step(step: int, num_steps: int) -> None:
@@ -86,6 +91,8 @@ class Schedule:
     """Fields that are no numbers: named choices and other schedules, which the subclass checks."""
 
     def __init_subclass__(cls) -> None:
+        if (taken := Schedule.kinds.get(cls.__name__)) is not None and not same_place(taken, cls):
+            raise ValueError(f"schedule: {cls.__name__!r} is the name of a schedule of {taken.__module__!r} already")
         Schedule.kinds[cls.__name__] = cls
 
     def __post_init__(self) -> None:
@@ -114,7 +121,8 @@ class Schedule:
         """A JSON object: the kind and its fields."""
         fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         plain = {name: value.to_dict() if isinstance(value, Schedule) else value for name, value in fields}
-        return {"schedule": type(self).__name__, **plain}
+        own = {} if type(self).__module__.startswith("fastcfg.") else {"module": type(self).__module__}
+        return {"schedule": type(self).__name__, **own, **plain}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Schedule:
@@ -123,15 +131,17 @@ class Schedule:
         Raises:
             ValueError: for an unknown kind or field.
         """
-        nested = {key: Schedule.from_dict(v) if isinstance(v, dict) else v for key, v in data.items()}
-        kind = nested.pop("schedule", None)
+        fields = {
+            key: checked(key, lambda v=v: Schedule.from_dict(v)) if isinstance(v, dict) and key != "schedule" else v  # type: ignore[misc]
+            for key, v in data.items()
+        }
+        kind, module = fields.pop("schedule", None), fields.pop("module", None)
         kind = _FORMER_NAMES.get(kind, kind) if isinstance(kind, str) else kind
-        if kind not in Schedule.kinds:
+        if not isinstance(kind, str) or kind not in Schedule.kinds:
+            if isinstance(module, str):
+                raise ValueError(f"schedule: {kind!r} is one of the module {module!r}, which is to be imported first")
             raise ValueError(f"schedule: expected one of {sorted(Schedule.kinds)}, got {kind!r}")
-        try:
-            return Schedule.kinds[kind](**nested)
-        except TypeError as error:
-            raise ValueError(f"schedule: {kind}: {error}") from None
+        return checked(f"schedule: {kind}", lambda: Schedule.kinds[kind](**fields))
 
 
 def _fraction(step: int, num_steps: int) -> float:

@@ -9,10 +9,10 @@ from contextlib import nullcontext
 from random import Random
 from typing import Any
 
-import fastcfg_kernels as fk
 import torch
 from fastcfg_kernels.backends.cpu import backend as native
 from fastcfg_kernels.backends.cpu import build
+from fastcfg_kernels.formula.program import compiled
 
 from .isolation import isolated
 from .outcome import Row, Tick, Wrong
@@ -33,7 +33,7 @@ def cases(seed: int, start: int) -> Iterator[dict[str, Any]]:
 
 def forget() -> None:
     """Empty what is made once in a process, as at its first call."""
-    fk.compile_program.cache_clear()
+    compiled.cache_clear()
     native._function.cache_clear()
     build.load.cache_clear()
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import fastcfg_kernels as fk
 import torch
 from fastcfg_kernels.backends.torch.tiles import accumulator, basis, sample_sums
+from fastcfg_kernels.finite import finite_number
 from fastcfg_kernels.groups import Groups
 from fastcfg_kernels.host import weigh_on_host
 from fastcfg_kernels.tracing import constant_when_traced
@@ -34,17 +35,9 @@ def _count(num_frames: Any) -> int:
     return num_frames
 
 
-def _finite(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value}")
-    return float(value)
-
-
 def uniform_scales(num_frames: int, scale: float, *, device: torch.device | str | None = None) -> Tensor:
     """The same scale for every frame: ``[F]`` in float32."""
-    return torch.full((_count(num_frames),), _finite("scale", scale), device=device)
+    return torch.full((_count(num_frames),), finite_number("scale", scale), device=device)
 
 
 def keyframe_scales(
@@ -67,7 +60,7 @@ def keyframe_scales(
         TypeError, ValueError: naming the argument.
     """
     count = _count(num_frames)
-    low, high = _finite("low", low), _finite("high", high)
+    low, high = finite_number("low", low), finite_number("high", high)
     if interpolation not in ("none", "linear"):
         raise ValueError(f"interpolation: expected 'none' or 'linear', got {interpolation!r}")
     chosen = [0, count // 2, count - 1] if keyframes is None else list(keyframes)
@@ -99,7 +92,7 @@ def temporal_decay(
         TypeError, ValueError: naming the argument.
     """
     count = _count(num_frames)
-    start, end = _finite("start", start), _finite("end", end)
+    start, end = finite_number("start", start), finite_number("end", end)
     if kind not in ("linear", "exponential"):
         raise ValueError(f"kind: expected 'linear' or 'exponential', got {kind!r}")
     if kind == "exponential" and (start <= 0 or end <= 0):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, cast
 
 import fastcfg_kernels as fk
 import torch
+from fastcfg_kernels.tracing import kept_property
 from torch import Tensor
 from torch.nn import functional
 
@@ -114,7 +114,7 @@ class ClassifierGuidance(Rule):
         params = cast(dict[str, Parameter], {name: getattr(self, name) for name in names})
         return Lowered(self.conditions, (fk.Stage(formula),), params)
 
-    @cached_property
+    @kept_property
     def numbers(self) -> tuple[float, ...] | None:
         values = [self.lowered.params[name] for name in self.program.params]
         return None if any(v is None or isinstance(v, Schedule) for v in values) else tuple(cast(list[float], values))

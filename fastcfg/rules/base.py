@@ -7,15 +7,18 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import wraps
 from typing import Any, ClassVar, cast
 
 import fastcfg_kernels as fk
-from fastcfg_kernels.tracing import constant_when_traced
+from fastcfg_kernels.finite import finite_number
+from fastcfg_kernels.tracing import constant_when_traced, kept_property
 from torch import Tensor
 
-from ..schedules import Schedule, check_step
+from ..documents import check_document, checked, parse_object
+from ..schedules import Schedule, check_step, same_place
 from ..validate import check_choice
+from .names import check_condition_names
 from .step_stages import STAGES
 
 __all__ = ["Lowered", "Parameter", "Rule", "check_choice", "number_or_schedule", "registry"]
@@ -36,12 +39,11 @@ def number_or_schedule(name: str, value: Any) -> Parameter:
     """
     if isinstance(value, Schedule):
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        hint = "; give tensors to the call, as params={...}" if hasattr(value, "dtype") else ""
-        raise TypeError(f"{name}: expected a number or a schedule, got {type(value).__name__}{hint}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value}")
-    return float(value)
+    if isinstance(value, Tensor):
+        raise TypeError(
+            f"{name}: expected a number or a schedule, got Tensor; give tensors to the call, as params={{...}}"
+        )
+    return finite_number(name, value, "a number or a schedule")
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,17 @@ class Lowered:
     def __post_init__(self) -> None:
         self._make_variant  # noqa: B018 -- Before Python 3.12 a first read takes a lock, which Dynamo can't trace.
 
-    @cached_property
+    @kept_property
     def program(self) -> fk.Program:
         """The compiled program; equal formulas share one."""
         return fk.compile_program(self.predictions, self.stages, self.extras, 1 + len(self.updates))
 
-    @cached_property
+    @kept_property
     def affine_program(self) -> fk.Program:
         """The same on ``shift * x + gain * prediction``."""
         return self.variant(affine=True)
 
-    @cached_property
+    @kept_property
     def _variants(self) -> dict[_Key, fk.Program]:
         return {_PLAIN: self.program}
 
@@ -108,7 +110,7 @@ class Lowered:
         self._make_variant(key)
         return self._variants[key]
 
-    @cached_property
+    @kept_property
     def _make_variant(self) -> Callable[[_Key], bool]:
         """Sees that a variant is there: torch.compile runs it as it is, and then reads the program by its place.
 
@@ -160,6 +162,7 @@ def _then_prepare(check: Callable[[Any], None]) -> Callable[[Any], None]:
     @wraps(check)
     def prepared(self: Rule) -> None:
         check(self)
+        check_condition_names("conditions", self.conditions)
         _ = self.lerp, self.plain, self.numbers, self.lowered.program, self.lowered._variants
         if self.lowered.domain is not None:
             _ = self.lowered.affine_program
@@ -182,8 +185,19 @@ class Rule:
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if register:
+            if (taken := registry.get(cls.__name__)) is not None and not same_place(taken, cls):
+                raise ValueError(f"rule: {cls.__name__!r} is the name of a rule of {taken.__module__!r} already")
             registry[cls.__name__] = cls
             cls.__post_init__ = _then_prepare(cls.__post_init__)  # type: ignore[method-assign, assignment]
+
+    @classmethod
+    def version(cls, fields: dict[str, Any]) -> type[Rule]:
+        """The class that a document means; takes what says so, and is no field, out of ``fields``.
+
+        Raises:
+            ValueError: if the document was written by another definition of this name.
+        """
+        return cls
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -219,12 +233,12 @@ class Rule:
             raise NotImplementedError
         return inner.prepare(predictions, params)
 
-    @cached_property
+    @kept_property
     def lowered(self) -> Lowered:
         """:meth:`lower`, kept."""
         return self.lower()
 
-    @cached_property
+    @kept_property
     def plain(self) -> bool:
         """Whether to guide is to run the program on the predictions and the rule's numbers, and nothing else."""
         low = self.lowered
@@ -232,7 +246,7 @@ class Rule:
             self.prepares or low.dims or low.extras or low.updates or low.domain is not None
         )
 
-    @cached_property
+    @kept_property
     def lerp(self) -> Lerp | None:
         """The rule as one ``torch.lerp``, where it is one: two predictions, no sums, base weight 1, no schedules."""
         lowered = self.lowered
@@ -241,7 +255,7 @@ class Rule:
         weight = fk.lerp_weight(lowered.program, self.numbers)
         return None if weight is None else Lerp(*lowered.predictions, weight)
 
-    @cached_property
+    @kept_property
     def numbers(self) -> tuple[float, ...] | None:
         """The parameters' values in the program's order, or None while one of them is a schedule."""
         values = [self.lowered.params[name] for name in self.program.params]
@@ -342,7 +356,9 @@ class Rule:
                 return value.to_dict()
             return [plain(v) for v in value] if isinstance(value, tuple) else value
 
-        return {"type": type(self).__name__} | {name: plain(value) for name, value in self._values()}
+        own = {} if type(self).__module__.startswith("fastcfg.") else {"module": type(self).__module__}
+        fields = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self) if field.init}
+        return {"type": type(self).__name__} | own | fields
 
     def to_json(self) -> str:
         """:meth:`to_dict` as text."""
@@ -353,28 +369,45 @@ class Rule:
         """The rule that :meth:`to_dict` described.
 
         Raises:
-            ValueError: for an unknown rule, field or schedule.
+            ValueError: naming the place in the document, for an unknown rule, field or schedule, a value that a field
+                does not take, or a document beyond the bounds of :mod:`fastcfg.documents`.
         """
-
-        def read(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return Schedule.from_dict(dict(value)) if "schedule" in value else Rule.from_dict(value)
-            return tuple(read(v) for v in value) if isinstance(value, list | tuple) else value
-
-        fields = dict(data)
-        name = fields.pop("type", None)
-        if not isinstance(name, str) or name not in registry:
-            raise ValueError(f"type: expected one of {sorted(registry)}, got {name!r}")
-        cls = registry[name]
-        known = {f.name for f in dataclasses.fields(cls) if f.init}
-        if unknown := sorted(set(fields) - known):
-            raise ValueError(f"rule: {name} has no field {', '.join(unknown)}; it has {sorted(known)}")
-        return cls(**{key: read(value) for key, value in fields.items()})
+        check_document(data, "rule")
+        return _read_rule(data, "rule")
 
     @staticmethod
     def from_json(text: str) -> Rule:
-        """The rule that :meth:`to_json` wrote."""
-        data = json.loads(text)
-        if not isinstance(data, dict):
-            raise ValueError(f"rule: expected a JSON object, got {type(data).__name__}")
-        return Rule.from_dict(data)
+        """The rule that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: naming the place in the document, for anything else.
+        """
+        return Rule.from_dict(parse_object(text, "rule"))
+
+
+def _read_rule(data: Any, path: str) -> Rule:
+    """The rule of a part of a document."""
+
+    def read(value: Any, where: str) -> Any:
+        if isinstance(value, Mapping):
+            if "schedule" in value and "type" not in value:
+                return checked(where, lambda: Schedule.from_dict(dict(value)))
+            return _read_rule(value, where)
+        return (
+            tuple(read(v, f"{where}[{i}]") for i, v in enumerate(value)) if isinstance(value, list | tuple) else value
+        )
+
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    fields = dict(data)
+    name, module = fields.pop("type", None), fields.pop("module", None)
+    if not isinstance(name, str) or name not in registry:
+        if isinstance(module, str):
+            raise ValueError(f"{path}.type: {name!r} is a rule of the module {module!r}, which is to be imported first")
+        raise ValueError(f"{path}.type: expected one of {sorted(registry)}, got {name!r}")
+    cls = checked(path, lambda: registry[name].version(fields))
+    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(f"{path}: {name} has no field {', '.join(unknown)}; it has {sorted(known)}")
+    values = {key: read(value, f"{path}.{key}") for key, value in fields.items()}
+    return checked(path, lambda: cls(**values))

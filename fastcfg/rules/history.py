@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal, get_args
 
 import fastcfg_kernels as fk
@@ -27,13 +26,12 @@ def cond_and_partial(scale: Any) -> tuple[Any, Any, Any]:
     return 1.0, 1.0, scale - 1.0
 
 
-@cache
 def _between(count: int) -> Callable[..., Any]:
     """``u + sum_i scale_i (start_i - end_i)`` in the deltas from u."""
     names = [f"scale_{i}" for i in range(1, count + 1)]
     weights = [weight for name in names for weight in (name, f"-{name}")]
     source = f"def between({', '.join(names)}):\n    return 1.0, {', '.join(weights)}\n"
-    return fk.function_from_source("between", source, {})
+    return fk.formula_from_source("between", source)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import fastcfg_kernels as fk
@@ -20,19 +19,17 @@ def itself() -> tuple[float]:
     return (1.0,)
 
 
-@cache
 def sum_of_deltas(count: int, prefix: str = "scale_") -> Callable[..., Any]:
     """The formula ``base + sum_i scale_i * delta_i`` of ``count`` deltas."""
     names = [f"{prefix}{i}" for i in range(1, count + 1)]
     source = f"def sum_of_deltas({', '.join(names)}):\n    return {', '.join(['1.0', *names])}{',' * (not names)}\n"
-    return fk.function_from_source("sum_of_deltas", source, {})
+    return fk.formula_from_source("sum_of_deltas", source)
 
 
-@cache
 def _weighted(count: int) -> Callable[..., Any]:
     names = [f"weight_{i}" for i in range(count)]
     source = f"def weighted({', '.join(names)}):\n    return {', '.join(names)},\n"
-    return fk.function_from_source("weighted", source, {})
+    return fk.formula_from_source("weighted", source)
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,10 @@ class Linear(Rule):
     title = "sum of weight * prediction"
 
     def __post_init__(self) -> None:
-        pairs = tuple(self.weights.items() if isinstance(self.weights, Mapping) else self.weights)
+        given: Any = self.weights.items() if isinstance(self.weights, Mapping) else self.weights
+        pairs = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+            raise TypeError(f"weights: expected pairs (prediction's name, weight), got {self.weights!r}")
         if not pairs or len({name for name, _ in pairs}) != len(pairs):
             raise ValueError(f"weights: expected one or more distinct predictions, got {pairs!r}")
         checked = tuple((name, number_or_schedule(f"weights[{name!r}]", weight)) for name, weight in pairs)

@@ -12,6 +12,7 @@ from fastcfg_kernels.math import maximum, minimum, sqrt, where
 from ..schedules import Schedule
 from .base import Lowered, Parameter, Rule, check_choice, number_or_schedule
 from .linear import Linear
+from .names import check_condition_names
 
 __all__ = ["Clamp", "NormCap", "Rescale", "check_share", "rescale_formula"]
 
@@ -83,8 +84,7 @@ class _Modifier(Rule, register=False):
     def _check(self, reference: str) -> None:
         if not isinstance(self.rule, Rule):
             raise TypeError(f"rule: expected a rule, got {type(self.rule).__name__}")
-        if not reference.isidentifier():
-            raise ValueError(f"reference: expected a prediction's name, got {reference!r}")
+        check_condition_names("reference", (reference,))
 
     def _conditions(self, reference: str) -> tuple[str, ...]:
         inner = self.rule.conditions

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import fastcfg_kernels as fk
@@ -17,7 +16,6 @@ from .multi_condition import check_scales, numbered
 __all__ = ["PerpNeg"]
 
 
-@cache
 def _formula(negatives: tuple[str, ...], scale_negative: bool) -> Callable[..., Any]:
     """The formula for so many negatives; the names are this module's own."""
     sums = ", ".join(f"dot_d_cond_d_{name}" for name in negatives)
@@ -29,7 +27,7 @@ def _formula(negatives: tuple[str, ...], scale_negative: bool) -> Callable[..., 
         share = f"where(dot_d_cond_d_cond > 0.0, dot_d_cond_d_{name} / dot_d_cond_d_cond, 0.0)"
         lines.append(f"    along = along + {scale} * {share}")
     lines.append(f"    return 1.0, scale + along, {', '.join('-' + s for s in scales)}")
-    return fk.function_from_source("perp_neg", "\n".join(lines) + "\n", {"where": where})
+    return fk.formula_from_source("perp_neg", "\n".join(lines) + "\n", {"where": where})
 
 
 @dataclass(frozen=True)

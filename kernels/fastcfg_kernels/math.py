@@ -1,8 +1,8 @@
 """The functions a guidance formula may call, on every backend.
 
-A formula is written once with ``+ - * /`` and these functions. The same source runs on torch tensors
-(eager, ``torch.compile``, ONNX export), on NumPy and Python scalars (the eager CPU path) and inside a Triton
-kernel. Each function therefore looks at what it was given:
+A formula is written once with ``+ - * / **`` and these functions (``a ** b`` is :func:`power`). The same source runs
+on torch tensors (eager, ``torch.compile``, ONNX export), on NumPy and Python scalars (the eager CPU path) and inside
+a Triton kernel. Each function therefore looks at what it was given:
 
 * inside a compiled Triton kernel ``_semantic`` is passed by the compiler;
 * under Triton's interpreter the arguments are ``tl.tensor``;
@@ -29,7 +29,7 @@ try:
 except ImportError:  # Triton is optional: without it no argument can be a tl.tensor.
     tl = None
 
-__all__ = ["abs", "exp", "maximum", "minimum", "sqrt", "where"]
+__all__ = ["abs", "exp", "log", "maximum", "minimum", "power", "sqrt", "where"]
 
 
 def _in_triton(semantic: Any, *args: Any) -> bool:
@@ -89,6 +89,65 @@ def exp(x: Any, _semantic: Any = None) -> Any:
     if isinstance(x, torch.Tensor):
         return torch.exp(x)
     return math.exp(x) if type(x) is float else np.exp(x)
+
+
+@_builtin
+def log(x: Any, _semantic: Any = None) -> Any:
+    """Natural logarithm; minus infinity at zero, NaN below."""
+    if _in_triton(_semantic, x):
+        return tl.log(x, **_kwargs(_semantic))
+    if isinstance(x, Term):
+        return x.call("std::log", x)
+    if isinstance(x, torch.Tensor):
+        return torch.log(x)
+    return math.log(x) if type(x) is float and x > 0 else np.log(x)
+
+
+def _times(a: Any, b: Any, semantic: Any) -> Any:
+    return a * b if semantic is None else a.__mul__(b, _semantic=semantic)
+
+
+def _one_over(x: Any, semantic: Any) -> Any:
+    if semantic is not None:
+        return x.__rtruediv__(1.0, _semantic=semantic)
+    return np.float64(1.0) / x if isinstance(x, float | int) else 1.0 / x
+
+
+MOST_FACTORS = 64
+"""The largest whole exponent, up or down: a power of one is that many products at most."""
+
+
+@_builtin
+def power(x: Any, exponent: Any, _semantic: Any = None) -> Any:
+    """``x ** exponent`` for an exponent that is a number, known when the formula is compiled.
+
+    Whole exponents of up to 64 are products, the same ones on every backend; halves are roots of these; others are
+    ``exp(exponent * log(x))``, which is NaN below zero.
+
+    Raises:
+        TypeError: for an exponent that is a value of the call.
+        ValueError: for a whole exponent beyond 64.
+    """
+    number = getattr(exponent, "value", exponent)  # Triton's constants are wrapped.
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise TypeError("power: expected an exponent that is a number; for a value of the call, exp(b * log(a))")
+    twice = 2.0 * number
+    if twice != int(twice):
+        return exp(_times(log(x, _semantic), number, _semantic), _semantic)
+    if builtins.abs(number) > MOST_FACTORS:
+        raise ValueError(f"power: expected an exponent in {-MOST_FACTORS} ... {MOST_FACTORS}, got {number}")
+    left, halves = divmod(int(builtins.abs(twice)), 2)
+    square = getattr(x, "value", x)
+    result = sqrt(square, _semantic) if halves else None
+    while left:
+        if left & 1:
+            result = square if result is None else _times(result, square, _semantic)
+        left >>= 1
+        if left:
+            square = _times(square, square, _semantic)
+    if result is None:
+        return 1.0
+    return result if number > 0 else _one_over(result, _semantic)
 
 
 @_builtin

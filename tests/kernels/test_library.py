@@ -22,7 +22,7 @@ def arguments(name: str, dims: list[int] | None, dtype: torch.dtype, grad: bool 
         params = [p.requires_grad_() for p in params]
     results = list(range(program.results))
     names = ",".join([str(dtype)[6:]] * len(results))
-    return tensors, params, library._name(program), names, results, dims, None, False
+    return tensors, params, program.in_graph(), names, results, dims, None, False
 
 
 @pytest.mark.parametrize("dims", [None, [1]], ids=str)
@@ -45,7 +45,7 @@ def test_gradients(name: str) -> None:
 @pytest.fixture
 def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The op in graphs for a CPU too."""
-    monkeypatch.setattr(library, "wanted", lambda program, *_: not program.is_lerp)
+    monkeypatch.setattr(library, "wanted", lambda is_lerp, *_: not is_lerp)
 
 
 @pytest.mark.parametrize("rule", [CFG(rescale=0.7), PerpNeg()], ids=["rescale", "perp_neg"])
@@ -123,8 +123,8 @@ def test_a_graph_leaves_for_torch_where_the_kernel_fails_and_says_so_once(monkey
 
 
 def test_the_environment_keeps_the_op_out_of_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = programs()["rescale"]
+    is_lerp = programs()["rescale"].is_lerp
     monkeypatch.setattr(library.triton_backend, "unavailable", lambda device: None)
-    assert library.wanted(program, "cuda")
+    assert library.wanted(is_lerp, "cuda")
     monkeypatch.setenv("FASTCFG_BACKEND", "torch")
-    assert not library.wanted(program, "cuda") and library.wanted(program, "cuda", "triton")
+    assert not library.wanted(is_lerp, "cuda") and library.wanted(is_lerp, "cuda", "triton")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fastcfg_kernels import Stage, compile_program
 from fastcfg_kernels.math import abs as absolute
-from fastcfg_kernels.math import exp, maximum, minimum, sqrt, where
+from fastcfg_kernels.math import exp, log, maximum, minimum, power, sqrt, where
 
 NAN = float("nan")
 
@@ -47,6 +47,18 @@ def f_where(a: Any, b: Any) -> Any:
     return (where(a > b, a / b, -1.0),)
 
 
+def f_log(a: Any, b: Any) -> Any:
+    return (log(a + b),)
+
+
+def f_power(a: Any, b: Any) -> Any:
+    return (power(a, 3) + power(b - 3.0, -2) + power(a, 2.5),)
+
+
+def f_power_of_any(a: Any, b: Any) -> Any:
+    return (power(b, 0.3),)
+
+
 EXPECTED: dict[Callable[..., Any], Callable[[float, float], float]] = {
     f_sqrt: lambda a, b: math.sqrt(a + b),
     f_exp: lambda a, b: math.exp(a - b),
@@ -55,6 +67,9 @@ EXPECTED: dict[Callable[..., Any], Callable[[float, float], float]] = {
     f_minimum_number: lambda a, b: NAN if a != a or b != b else min(a, 1.5) + min(b, 1.5),
     f_maximum: lambda a, b: NAN if a != a or b != b else max(a, b),
     f_maximum_number: lambda a, b: NAN if a != a or b != b else max(a, 1.5) + max(b, 1.5),
+    f_log: lambda a, b: math.log(a + b) if a + b else -math.inf,
+    f_power: lambda a, b: a**3 + (b - 3.0) ** -2 + a**2.5,
+    f_power_of_any: lambda a, b: b**0.3,
     f_where: lambda a, b: a / b if a > b else -1.0,
 }
 VALUES = [(2.0, 1.0), (1.0, 2.0), (0.0, 0.0), (3.25, 0.5), (NAN, 1.0), (1.0, NAN)]

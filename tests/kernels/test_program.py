@@ -8,6 +8,7 @@ import pytest
 import torch
 from fastcfg_kernels import Stage, compile_program
 from fastcfg_kernels.backends.torch.functional import guide_rows
+from fastcfg_kernels.formula.program import compiled
 
 NAMES = ("uncond", "cond", "negative")
 P = [torch.randn(2, 5000, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) + k for k in range(3)]
@@ -201,10 +202,10 @@ def test_programs_are_kept_up_to_a_bound() -> None:
         return compile_program((f"of {number}", "other"), (Stage(f_pair),))
 
     before = first(0)
-    most = compile_program.cache_info().maxsize or 0
+    most = compiled.cache_info().maxsize or 0
     for number in range(most + 1):
         first(number)
-    assert compile_program.cache_info().currsize == most
+    assert compiled.cache_info().currsize == most
     again = first(0)
     assert again is not before and again == before and hash(again) == hash(before)
 

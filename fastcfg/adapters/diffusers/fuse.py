@@ -12,7 +12,6 @@ from typing import Any
 from diffusers import DiffusionPipeline, ModularPipeline
 from diffusers.guiders.guider_utils import GUIDER_CONFIG_NAME, BaseGuidance
 
-from ...denoiser import Gate
 from ...rules import Rule
 from ...validate import check_choice
 from .guiders import counterparts, perturbed, rules
@@ -32,13 +31,12 @@ _BY_NAME: dict[str, type[BaseGuidance]] = {cls.__name__: cls for pair in _FUSED.
 _BY_NAME |= {name: getattr(rules, name) for name in rules.__all__}
 
 
-def fuse_guider(guider: BaseGuidance, *, numerics: str = "fp32", gate: Gate | None = None) -> FusedGuider:
+def fuse_guider(guider: BaseGuidance, *, numerics: str = "fp32") -> FusedGuider:
     """The fused counterpart of one of diffusers' guiders, with its arguments as they are now.
 
     Args:
         guider: of one of diffusers' own classes.
         numerics: ``"fp32"``, or ``"eager"`` for diffusers' bits where it has no sums.
-        gate: when passes are left out.
 
     Raises:
         TypeError: naming ``guider``, for any other class.
@@ -54,8 +52,6 @@ def fuse_guider(guider: BaseGuidance, *, numerics: str = "fp32", gate: Gate | No
         if not fused._eager:
             raise ValueError(f"numerics: 'eager' is for guiders without sums; {type(guider).__name__} has some")
         arguments["numerics"] = numerics
-    if gate is not None:
-        arguments["gate"] = gate
     return fused(**arguments)
 
 
@@ -128,12 +124,7 @@ def _put(pipe: Any, guiders: Mapping[str, BaseGuidance]) -> None:
 
 
 def fuse(
-    pipe: Any,
-    *,
-    rule: Rule | Mapping[str, Any] | None = None,
-    numerics: str = "fp32",
-    gate: Gate | None = None,
-    **arguments: Any,
+    pipe: Any, *, rule: Rule | Mapping[str, Any] | None = None, numerics: str = "fp32", **arguments: Any
 ) -> FuseReport:
     """Swap a pipeline's guiders for fused ones with the same arguments, or for one by another rule.
 
@@ -144,7 +135,7 @@ def fuse(
         pipe: a ``diffusers.ModularPipeline``, or a classic pipeline that has guiders (HunyuanVideo-1.5, HunyuanImage,
             MotifVideo).
         rule: puts a :class:`.RuleGuidance` by this rule in each guider's place instead; ``arguments`` are its others.
-        numerics, gate: as for :func:`fuse_guider`.
+        numerics: as for :func:`fuse_guider`.
 
     Returns:
         A report; a guider of an unknown class is kept, and so is one that is fused already.
@@ -165,7 +156,7 @@ def fuse(
     report = FuseReport(pipe)
     for name, guider in found.items():
         if rule is not None:
-            made: FusedGuider = RuleGuidance(rule, numerics=numerics, gate=gate, **arguments)
+            made: FusedGuider = RuleGuidance(rule, numerics=numerics, **arguments)
         elif isinstance(guider, FusedGuider):
             report.kept[name] = "it is a fused one"
             continue
@@ -173,7 +164,7 @@ def fuse(
             report.kept[name] = f"{type(guider).__name__} has no fused counterpart"
             continue
         else:
-            made = fuse_guider(guider, numerics=numerics, gate=gate)
+            made = fuse_guider(guider, numerics=numerics)
         made._diffusers_load_id = "null"  # As a ComponentSpec marks what it makes; else diffusers warns of each swap.
         if isinstance(made, ConditionGuider):
             made.scheduler = getattr(pipe, "scheduler", None)

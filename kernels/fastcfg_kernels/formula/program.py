@@ -26,9 +26,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from types import ModuleType
 from typing import Any, Literal
 
+import torch
+
+from ..tracing import constant_when_traced, kept_property
+from .capture import by_value
+from .check import check_formula
 from .generated import function_from_source
 from .stats import stat_functions, write_stat
 from .writer import FormulaWriter
@@ -44,7 +50,8 @@ class Stage:
     """One formula of a program.
 
     Args:
-        fn: the formula, a plain function of scalars.
+        fn: the formula, a plain function of scalars. It is kept by value: numbers and functions that it names are
+            those of now (:mod:`fastcfg_kernels.formula.capture`).
         kind: ``"weights"`` (first stage), ``"factor"`` (``y *= f``), ``"clamp"`` (``y = clip(y, low, high)``) or
             ``"step"`` (last stage: ``rows`` outputs in the place of y).
         rename: pairs ``(argument, public name)`` for parameters that callers know by another name.
@@ -68,6 +75,12 @@ class Stage:
     reads: tuple[str, ...] = ()
     rows: int = 0
     limited: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not torch.compiler.is_compiling():  # A trace meets it again when it compiles the program.
+            object.__setattr__(self, "fn", by_value(self.fn))
+            if self.limited is not None:
+                object.__setattr__(self, "limited", by_value(self.limited))
 
 
 @dataclass(frozen=True)
@@ -117,32 +130,32 @@ class Program:
     def __post_init__(self) -> None:
         # Before Python 3.12 the first read of a cached property takes a lock, which Dynamo can't trace.
         for name, value in vars(type(self)).items():
-            if isinstance(value, cached_property):
+            if isinstance(value, kept_property):
                 getattr(self, name)
 
     def __hash__(self) -> int:
         return self._hash
 
-    @cached_property
+    @kept_property
     def _hash(self) -> int:
         return hash((self.predictions, self.extras, self.stages, self.affine, self.scaled, self.masked, self.stats))
 
-    @cached_property
+    @kept_property
     def width(self) -> int:
         """Vectors that carry weights: the difference basis and the extras without the tail."""
         return len(self.predictions) + len(self.extras) - self.tail
 
-    @cached_property
+    @kept_property
     def results(self) -> int:
         """What a call gives: the step's rows or the guided prediction, and then the other outputs."""
         return (self.rows or 1) + self.outputs - 1
 
-    @cached_property
+    @kept_property
     def reduces(self) -> bool:
         """Whether any sum over the elements is needed."""
         return bool(self.pairs or self.means)
 
-    @cached_property
+    @kept_property
     def is_lerp(self) -> bool:
         """Whether it can be one ``torch.lerp``: two predictions, no sums, no clamp."""
         return (
@@ -155,15 +168,31 @@ class Program:
             and not self.stats
         )
 
-    @cached_property
+    @kept_property
     def centred(self) -> tuple[int, ...]:
         """Vectors whose tile means are needed: those of ``cov`` pairs, and those in :attr:`means`."""
         vectors = {v for kind, a, b in self.pairs if kind == "cov" for v in (a, b)}
         return tuple(sorted(vectors | set(self.means)))
 
+    @kept_property
+    def in_graph(self) -> Callable[[], str]:
+        """Gives the program's name in graphs, under which :data:`IN_GRAPHS` then has it; a trace runs it as it is."""
+
+        @constant_when_traced
+        def name() -> str:
+            found = f"program_{hash(self) % 2**64:x}"
+            IN_GRAPHS[found] = self
+            return found
+
+        return name
+
     def function(self, wrap: Callable[[Callable[..., Any]], Any] | None = None) -> Callable[..., Any]:
         """``weigh`` as a fresh function whose formulas went through ``wrap`` (Triton's ``jit``, say)."""
         return _build(self.source, self.stages, self.stats, wrap or (lambda fn: fn))
+
+
+IN_GRAPHS: dict[str, Program] = {}
+"""The programs of graphs by name: equal programs share one."""
 
 
 def _build(
@@ -174,8 +203,22 @@ def _build(
     return function_from_source("weigh", source, scope)
 
 
-# Bounded, for names and formulas may come with each request of a server.
-@lru_cache(maxsize=512)
+def _returned(stage: Stage, weights: int) -> int | None:
+    """How many values a stage's formula returns; None is a single one, and no tuple."""
+    rows = stage.rows * (1 + len(stage.reads))
+    return {"weights": weights, "factor": None, "clamp": 2, "step": rows}[stage.kind]
+
+
+MOST_VECTORS = 64
+"""Predictions and further inputs of a program at most."""
+
+MOST_STAGES = 24
+"""Formulas of a program at most: a rule, its modifiers and a step."""
+
+MOST_SUMS = 256
+"""Sums of a program at most: the norm of a result over K vectors takes K (K + 1) / 2."""
+
+
 def compile_program(
     predictions: tuple[str, ...],
     stages: tuple[Stage, ...],
@@ -202,8 +245,49 @@ def compile_program(
     Raises:
         ValueError: for a name that is not known, an argument list that cannot be read, or stages out of order.
     """
+    options = (extras, outputs, affine, scaled, masked, stats)
+    if not torch.compiler.is_compiling():
+        return compiled(predictions, stages, *options)
+    # A trace runs this as it is, which takes plain values alone.
+    plain = tuple([(s.fn, s.kind, s.rename, s.vectors, s.width, s.onto, s.reads, s.rows, s.limited) for s in stages])
+    found: Program = getattr(_TRACED, _name_when_traced(predictions, plain, options))
+    return found
+
+
+_TRACED = ModuleType("programs made while torch.compile traced")
+"""Programs by name, where a trace finds and guards them as it does any module's attributes."""
+
+
+@constant_when_traced
+def _name_when_traced(predictions: Any, stages: Any, options: Any) -> str:
+    program = compiled(predictions, tuple(Stage(*stage) for stage in stages), *options)
+    name = program.in_graph()
+    setattr(_TRACED, name, program)
+    return name
+
+
+# Bounded, for names and formulas may come with each request of a server.
+@lru_cache(maxsize=512)
+def compiled(
+    predictions: tuple[str, ...],
+    stages: tuple[Stage, ...],
+    extras: tuple[str, ...],
+    outputs: int,
+    affine: bool,
+    scaled: bool,
+    masked: bool,
+    stats: tuple[str, ...],
+) -> Program:
+    """:func:`compile_program` itself, kept."""
     if not predictions or len({*predictions, *extras}) != len(predictions) + len(extras):
         raise ValueError(f"predictions: expected distinct names, got {predictions!r} and extras {extras!r}")
+    if meant := [name for name in (*predictions, *extras) if name in ("y", "d") or name.startswith("d_")]:
+        raise ValueError(f"predictions: {meant} mean the result and the deltas in formulas; choose other names")
+    if len(predictions) + len(extras) > MOST_VECTORS or len(stages) > MOST_STAGES:
+        raise ValueError(
+            f"predictions, stages: expected at most {MOST_VECTORS} inputs and {MOST_STAGES} formulas, "
+            f"got {len(predictions) + len(extras)} and {len(stages)}"
+        )
     if not stages or stages[0].kind != "weights" or any(s.kind == "weights" for s in stages[1:]):
         raise ValueError("stages: the first, and only the first, returns weights")
     step = stages[-1] if stages[-1].kind == "step" else None
@@ -224,9 +308,15 @@ def compile_program(
     writer = FormulaWriter(predictions, extras, width, outputs)
     for index, stage in enumerate(stages):
         writer.stage(index, stage)
+        check_formula(stage.fn, _returned(stage, outputs * len(writer.weighed)))
     writer.stats = [write_stat(writer, name, stages) for name in stats]
     source = writer.source()
     tail = step.reads if step else ("x",) * affine
+    if len(writer.pairs) > MOST_SUMS:
+        raise ValueError(
+            f"stages: expected at most {MOST_SUMS} sums, got {len(writer.pairs)} over {len(predictions)} predictions; "
+            "guide with fewer of them, or without the modifier that measures the result"
+        )
     return Program(
         predictions=predictions,
         extras=(*extras, *tail),

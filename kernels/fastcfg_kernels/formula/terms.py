@@ -27,20 +27,25 @@ class Trace:
         """A new variable that holds ``expression``."""
         name = f"t{len(self.lines)}"
         self.lines.append(f"const {kind} {name} = {expression};")
-        return Term(self, name)
+        return Term(self, name, kind)
 
 
 class Term:
     """A C++ scalar in a :class:`Trace`. Formulas compute with it as with a number, but can't branch on it."""
 
-    def __init__(self, trace: Trace, name: str) -> None:
+    def __init__(self, trace: Trace, name: str, kind: str = "double") -> None:
         self.trace = trace
         self.name = name
+        self.kind = kind
 
     @staticmethod
     def text(value: Any) -> str:
         """The name of a term, or a number as a constant."""
-        return value.name if isinstance(value, Term) else f"({literal(value)})"
+        if isinstance(value, Term):
+            return value.name
+        if not isinstance(value, int | float):
+            raise TypeError(f"formula: expected a number or a value of the formula, got {type(value).__name__}")
+        return f"({literal(value)})"
 
     def call(self, function: str, *args: Any) -> Term:
         """``function(*args)`` as a new term."""
@@ -48,6 +53,8 @@ class Term:
 
     def select(self, a: Any, b: Any) -> Term:
         """``a`` where this comparison holds, else ``b``."""
+        if self.kind != "bool":
+            raise TypeError("formula: where expects a comparison first, such as where(a > 0, b, c)")
         return self.trace.bind(f"{self.name} ? {self.text(a)} : {self.text(b)}")
 
     def _binary(self, sign: str, a: Any, b: Any, kind: str = "double") -> Term:
@@ -101,14 +108,19 @@ class Term:
     def __ne__(self, other: object) -> Term:  # type: ignore[override]
         return self._binary("!=", self, other, "bool")
 
+    def _logic(self, sign: str, other: Any) -> Term:
+        if self.kind != "bool" or not isinstance(other, Term) or other.kind != "bool":
+            raise TypeError(f"formula: {sign} is for two comparisons; write each in parentheses")
+        return self._binary(sign, self, other, "bool")
+
     def __and__(self, other: Any) -> Term:
-        return self._binary("&", self, other, "bool")
+        return self._logic("&", other)
 
     def __or__(self, other: Any) -> Term:
-        return self._binary("|", self, other, "bool")
+        return self._logic("|", other)
 
-    def __invert__(self) -> Term:
-        return self.trace.bind(f"!{self.name}", "bool")
+    def __invert__(self) -> Term:  # Of a plain bool it would be -2 or -1, both of which are true.
+        raise TypeError("formula: ~ does not run on every backend; swap the last two arguments of where")
 
     __hash__ = None  # type: ignore[assignment]
 

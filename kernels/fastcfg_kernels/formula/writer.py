@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class FormulaWriter:
         self.weighed = [*range(width), *range(len(predictions), self.vectors.size)]
         self.outputs = outputs
         self.pairs: list[tuple[str, int, int]] = []
+        self._number: dict[tuple[str, int, int], int] = {}
         self.means: list[int] = []
         self.params: list[str] = []
         self.lines: list[str] = []
@@ -61,9 +63,10 @@ class FormulaWriter:
 
     def pair(self, kind: str, a: int, b: int) -> str:
         key = (kind, min(a, b), max(a, b))
-        if key not in self.pairs:
+        number = self._number.setdefault(key, len(self.pairs))
+        if number == len(self.pairs):
             self.pairs.append(key)
-        return f"PAIR{self.pairs.index(key)}_"
+        return f"PAIR{number}_"
 
     def _expand(self, kind: str, a: str, b: str) -> str:
         """The sum of two vectors as an expression; ``y`` is expanded over the difference basis."""
@@ -147,8 +150,5 @@ class FormulaWriter:
         result = ", ".join(results) + "," * (len(results) == 1)
         text = "\n".join(["def weigh(sums, count, params):", *(f"    {line}" for line in self.lines)])
         text += f"\n    return {result}\n"
-        for i in reversed(range(len(self.pairs))):
-            text = text.replace(f"PAIR{i}_", f"sums[{i}]")
-        for i in reversed(range(len(self.means))):
-            text = text.replace(f"MEAN{i}_", f"sums[{len(self.pairs) + i}]")
-        return text
+        text = re.sub(r"PAIR(\d+)_", r"sums[\1]", text)
+        return re.sub(r"MEAN(\d+)_", lambda found: f"sums[{len(self.pairs) + int(found[1])}]", text)
