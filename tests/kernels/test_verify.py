@@ -49,9 +49,9 @@ def test_a_hang_ends_in_an_error() -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FASTCFG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FASTCFG_CACHE_DIR", str(tmp_path / "cache"))
     verified.verified.cache_clear()
-    return tmp_path / "cache" / "verified.json"
+    return tmp_path / "cache" / "fastcfg" / "verified.json"
 
 
 def test_the_record_is_by_device_and_survives_a_broken_file(cache: Path) -> None:

@@ -17,9 +17,9 @@ __all__ = ["device_key", "record", "record_path", "verified"]
 
 
 def record_path() -> Path:
-    """Where the record is: ``$FASTCFG_CACHE/verified.json``, by default under ``~/.cache/fastcfg``."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("FASTCFG_CACHE") or Path(base) / "fastcfg") / "verified.json"
+    """Return the path of the record, in the folder ``fastcfg`` of ``FASTCFG_CACHE_DIR`` or of the user's cache."""
+    base = os.environ.get("FASTCFG_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fastcfg" / "verified.json"
 
 
 @cache
