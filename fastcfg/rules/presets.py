@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Literal
@@ -40,6 +41,8 @@ class Preset:
         medium: ``"image"`` or ``"video"``.
         estimated: whether the number is an estimate that its makers never published.
         note: what else to know.
+        base: which prediction the scale starts from: at ``"cond"`` a scale of 0 is no guidance.
+        aliases: other names that :func:`preset` takes.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Preset:
     medium: Literal["image", "video"] = "image"
     estimated: bool = False
     note: str = ""
+    base: Literal["uncond", "cond"] = "uncond"
+    aliases: tuple[str, ...] = ()
 
     def rule(self, scale: float | None = None) -> CFG:
         """The rule to sample with: ``CFG(scale)``, and ``CFG(1.0)`` (one pass) for a distilled model.
@@ -68,7 +73,7 @@ class Preset:
             return CFG(1.0)
         chosen = self.scale if scale is None else scale
         assert chosen is not None
-        return CFG(number("scale", chosen))
+        return CFG(number("scale", chosen), base=self.base)
 
     def advice(self, scale: float) -> tuple[str, ...]:
         """What to know about a scale for this model; empty if there is nothing."""
@@ -92,26 +97,27 @@ class Preset:
 _VIDEO = "video: lower scales than for images keep motion and temporal coherence"
 
 _PRESETS = (
-    Preset("SD1.5", 7.5, 5.0, 12.0),
-    Preset("SDXL", 7.0, 5.0, 10.0),
+    Preset("SD1.5", 7.5, 5.0, 12.0, aliases=("Stable Diffusion 1.5",)),
+    Preset("SDXL", 7.0, 5.0, 10.0, aliases=("Stable Diffusion XL",)),
     Preset(
         "Flux.1", 3.5, 2.5, 5.0, "distilled", note="Flux.1-dev embeds the scale; a second pass would guide it twice"
     ),
-    Preset("Wan2.2", 5.0, 3.5, 7.0, medium="video", note=_VIDEO),
+    Preset("Wan2.2", 5.0, 3.5, 7.0, medium="video", note=_VIDEO, aliases=("Wan 2.2 T2V",)),
     Preset("LTX-2", 5.0, 3.0, 7.0, medium="video", note=_VIDEO),
     Preset("AnimateDiff", 7.5, 5.0, 9.0, medium="video", note=f"{_VIDEO}; the base model is SD 1.5"),
     Preset("CogVideo", 6.0, 4.0, 8.0, medium="video", note=_VIDEO),
     Preset("DALL-E 3", None, None, None, "api", note="the service exposes no scale"),
-    Preset("Kling", 4.5, None, None, "api", "video", estimated=True, note="an estimate; the service sets it"),
-    Preset("Sora", 4.0, None, None, "api", "video", estimated=True, note="an estimate; the service sets it"),
+    Preset("Kling", 4.5, None, None, "api", "video", True, "an estimate; the service sets it", aliases=("Kling 3.0",)),
+    Preset("Sora", 4.0, None, None, "api", "video", True, "an estimate; the service sets it", aliases=("Sora 2",)),
 )
 
 
 def _key(name: str) -> str:
-    return "".join(ch for ch in name.lower() if ch.isalnum())
+    """Return letters and digits alone, without what stands in brackets."""
+    return "".join(ch for ch in re.sub(r"\(.*?\)", "", name).lower() if ch.isalnum())
 
 
-_BY_KEY = {_key(p.name): p for p in _PRESETS}
+_BY_KEY = {_key(name): p for p in _PRESETS for name in (p.name, *p.aliases)}
 
 
 def all_presets() -> tuple[Preset, ...]:
@@ -120,7 +126,10 @@ def all_presets() -> tuple[Preset, ...]:
 
 
 def preset(name: str) -> Preset:
-    """The preset of a model by name; case, spaces and punctuation don't matter (``"sd-1.5"`` is ``"SD1.5"``).
+    """Return the preset of a model by name.
+
+    Case, spaces, punctuation and a part in brackets don't matter: ``"sd-1.5"`` is ``"SD1.5"``, and ``"Flux.1 (Black
+    Forest Labs)"`` is ``"Flux.1"``.
 
     Raises:
         ValueError: for a model without one.

@@ -18,7 +18,7 @@ from fastcfg.denoiser.conventions import (
     lcm_weight,
     scale_from_lcm_weight,
 )
-from fastcfg.rules.presets import SWEET_SPOTS, all_presets, guard_extreme_scale, preset, sweet_spot_advice
+from fastcfg.rules.presets import SWEET_SPOTS, Preset, all_presets, guard_extreme_scale, preset, sweet_spot_advice
 from fastcfg.schedules import Ramp
 
 TABLE = {
@@ -168,3 +168,32 @@ def test_embedding_errors_name_the_argument() -> None:
         lcm_embedding(torch.ones(2, 2))
     with pytest.raises(ValueError, match="scale"):
         flux_guidance_value(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("Stable Diffusion 1.5", "SD1.5"),
+        ("Stable Diffusion XL", "SDXL"),
+        ("Flux.1 (Black Forest Labs)", "Flux.1"),
+        ("wan 2.2 t2v", "Wan2.2"),
+        ("LTX-2", "LTX-2"),
+        ("AnimateDiff", "AnimateDiff"),
+        ("CogVideo", "CogVideo"),
+    ],
+)
+def test_names_of_the_survey(written: str, name: str) -> None:
+    assert preset(written) is preset(name)
+
+
+@pytest.mark.parametrize("written", ["DALL-E 3 (via API)", "Kling 3.0", "Sora 2"])
+def test_served_models_are_refused_by_name(written: str) -> None:
+    found = preset(written)
+    with pytest.raises(ValueError, match=f"{found.name} is available as a service only"):
+        found.rule()
+
+
+def test_a_scale_on_the_conditional_prediction_is_no_unit_short() -> None:
+    own = Preset("mine", 4.5, 2.0, 6.0, base="cond")
+    u, c = torch.randn(2, 1, 4, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(guide(own.rule(), uncond=u, cond=c), c + 4.5 * (c - u))
