@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..core.conditions import Condition, same_condition
 from ..core.state import State
 from ..prediction import Prediction
-from ..rules import Linear, Rule
+from ..rules import Linear
 from .batching import leaves_of
 from .gate import Arriving, measure_delta
 from .gates import Gate, main_condition
@@ -113,21 +114,26 @@ def _same_leaf(a: tuple[Any, int], b: tuple[Any, int]) -> bool:
     return _snapshot(old)[1] == writes and old.dtype == new.dtype and old.shape == new.shape and torch.equal(old, new)
 
 
+@cache
+def _alone(name: str) -> Linear:
+    return Linear(((name, 1.0),))
+
+
 class Gating:
     """A gate over a rule.
 
     Args:
-        rule: the rule; gate: its policy.
+        names: the rule's conditions; gate: its policy.
         wait: wait for a measure as soon as it is taken, so that it counts at the very next step. Without it a measure
             on a GPU counts when it has arrived, and a pass whose drift is not known yet is fresh.
         merge: where samples are in parts; see :class:`fastcfg.parallel.Shards`.
     """
 
-    def __init__(self, rule: Rule, gate: Gate, *, wait: bool = False, merge: Merge | None = None) -> None:
+    def __init__(self, names: Sequence[str], gate: Gate, *, wait: bool = False, merge: Merge | None = None) -> None:
         self.gate, self.wait, self.merge = gate, wait, merge
-        self.main = main_condition(rule.conditions)
+        self.main = main_condition(names)
         # Made now, for torch.compile can't trace the making of a rule.
-        self._alone = Linear(((self.main, 1.0),))
+        self._alone = _alone(self.main)
 
     def plan(
         self, full: PassPlan, state: State | None, step: int | None, num_steps: int | None, origin: Origin

@@ -56,7 +56,7 @@ class Guidance:
             raise TypeError(f"rule: expected a fastcfg rule, got {type(rule).__name__}")
         plain, gate = gate_for(rule, gate)
         self._planner = Planner(plain)
-        self._gating = None if gate is None else Gating(plain, gate, wait=wait, merge=shards)
+        self._gating = None if gate is None else Gating(plain.conditions, gate, wait=wait, merge=shards)
         self._channels = channels
         if channels is not None and channels.rest is not None and channels.rest not in rule.conditions:
             raise ValueError(f"rest: expected one of {list(rule.conditions)}, got {channels.rest!r}")

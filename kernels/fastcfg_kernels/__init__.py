@@ -13,19 +13,21 @@ check_torch(torch.__version__)
 from . import math
 from .backends.registry import Backend, choose_backend
 from .backends.triton.launch_plan import LaunchPlan, plan_launch
+from .call import Call, Target, make_call
 from .checks import check_param
 from .former_modules import keep_former_modules
 from .formula.capture import by_value, captured_numbers, content_digest
 from .formula.generated import formula_from_source, function_from_source
 from .formula.program import Program, Stage, compile_program
 from .formula.stats import STATS
-from .guide import Target, guide, guide_at_once, guide_checked, guide_outputs, writable
-from .host import lerp_weight
+from .guide import guide, guide_at_once, guide_checked, guide_outputs, writable
+from .lerp import lerp_weight
 from .shadow import shadow
 
 __all__ = [
     "STATS",
     "Backend",
+    "Call",
     "LaunchPlan",
     "Program",
     "Stage",
@@ -43,6 +45,7 @@ __all__ = [
     "guide_checked",
     "guide_outputs",
     "lerp_weight",
+    "make_call",
     "math",
     "plan_launch",
     "shadow",

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 
 from .backends.torch.tiles import accumulator
 from .finite import finite_number
@@ -20,10 +18,9 @@ __all__ = [
     "check_extras",
     "check_out",
     "check_param",
+    "check_stats",
     "check_tensors",
     "elementwise_inputs",
-    "followed",
-    "transformed",
 ]
 
 FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
@@ -131,16 +128,14 @@ def check_extras(program: Program, first: Tensor, extras: Sequence[Tensor]) -> N
             )
 
 
-def followed(inputs: Sequence[Tensor], values: Sequence[Any]) -> bool:
-    """Whether a call has to be torch's own operations: for a gradient or a transform."""
-    if transformed():
-        return True
-    if not torch.is_grad_enabled():
-        return False
-    return any([t.requires_grad for t in inputs]) or any(isinstance(v, Tensor) and v.requires_grad for v in values)
-
-
-def transformed() -> bool:
-    """Whether a transform of torch.func (vmap, jvp) or forward-mode differentiation is on: both follow torch's own
-    operations only, and a tensor of vmap has no memory to read."""
-    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+def check_stats(program: Program, stats: Tensor | None, first: Tensor, groups: int) -> None:
+    """Raise unless there is memory for a program's stats, and for nothing else."""
+    count, dtype = len(program.stats), accumulator(first.dtype)
+    if stats is None or not count:
+        raise ValueError(f"stats_out: expected {'a tensor' if count else 'none'}, since there are {count} stats")
+    fits = stats.shape[-1:] == (count,) and stats.numel() == groups * count and stats.is_contiguous()
+    if not fits or stats.dtype != dtype or stats.device != first.device or stats.requires_grad:
+        raise ValueError(
+            f"stats_out: expected a contiguous [{groups}, {count}] of {dtype} on {first.device}, without a gradient, "
+            f"got {list(stats.shape)} of {stats.dtype} on {stats.device}"
+        )

@@ -1,40 +1,23 @@
-"""The fused op on tensors: checks its input, chooses a path, runs it."""
+"""The fused op on tensors: makes a call of what it is given, and runs it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import library, shadow
-from .backends.cpu.backend import guide_contiguous, guide_cpp
-from .backends.registry import choose_backend, default_backend, native, requested_backend
-from .backends.torch import functional
-from .backends.torch.tiles import accumulator
+from .backends import registry
+from .backends.torch.functional import Merge
 from .backends.triton.launch_plan import Strategy
-from .checks import (
-    FLOATS,
-    check_elementwise,
-    check_extras,
-    check_out,
-    check_param,
-    check_tensors,
-    elementwise_inputs,
-    followed,
-    transformed,
-)
+from .call import Call, Target, make_call
+from .checks import check_param
 from .formula.program import Program
-from .groups import Groups
-from .host import lerp_weight
-from .paths import collide, run, run_triton
+from .memory import observed
 
-__all__ = ["Target", "guide", "guide_at_once", "guide_checked", "guide_outputs", "writable"]
-
-Target = tuple[int, torch.dtype | Tensor]
-"""A result of a program by number, and the tensor that it is written to or the dtype of a new one."""
+__all__ = ["guide", "guide_at_once", "guide_checked", "guide_outputs", "writable"]
 
 
 def guide(
@@ -108,22 +91,8 @@ def guide_outputs(
 def guide_at_once(
     program: Program, predictions: Sequence[Any], values: Sequence[float], out: Tensor | None = None
 ) -> Tensor | None:
-    """The default path of the commonest call on a CPU, whose time is its own overhead; None where it is another call.
-
-    That is: contiguous tensors of one kind, numbers for all parameters, one result (new, or in ``out``, which may be
-    one of the predictions), no gradient and no trace.
-    """
-    if torch.compiler.is_compiling() or transformed() or shadow.on() or program.is_lerp or not native(program):
-        return None
-    first = predictions[0]
-    if type(first) is not Tensor or not first.is_cpu or first.dtype not in FLOATS or first.dim() < 2:
-        return None
-    if not first.numel() or not (_alike(predictions) if out is None else writable(out, predictions)):
-        return None
-    try:
-        return guide_contiguous(program, predictions, values, out)
-    except RuntimeError:  # The long way meets it again, and tells.
-        return None
+    """TEMP"""
+    return None
 
 
 def _alike(tensors: Sequence[Any]) -> bool:
@@ -150,7 +119,7 @@ def writable(out: Tensor, predictions: Sequence[Any]) -> bool:
     It may where all are contiguous and of one kind, no gradient is taken, nothing is traced, and ``out`` is one of the
     predictions or shares no memory with any. Where this is False, :func:`guide` says what is wrong or finds a way.
     """
-    if torch.compiler.is_compiling() or transformed() or not _alike((*predictions, out)):
+    if observed() or not _alike((*predictions, out)):
         return False
     size, start = out.nbytes, out.data_ptr()
     return all([(away := abs(p.data_ptr() - start)) == 0 or away >= size for p in predictions])
@@ -167,7 +136,7 @@ def guide_checked(
     out: Tensor | None = None,
     targets: Sequence[Target] | None = None,
     dims: Sequence[int] | None = None,
-    merge: functional.Merge | None = None,
+    merge: Merge | None = None,
     backend: str | None = None,
     strategy: Strategy | None = None,
     stats: Tensor | None = None,
@@ -190,158 +159,36 @@ def guide_checked(
     Returns:
         A tensor for each target.
     """
-    first = predictions[0]
-    check_tensors(program.predictions, predictions)
-    if extras or program.extras:
-        check_extras(program, first, extras)
-    if out is not None:
-        check_tensors((program.predictions[0], "out"), (first, out))
-    if stats is not None or program.stats:
-        _check_stats(program, stats, first, dims)
-    acc = accumulator(first.dtype)
-    inputs = [*predictions, *extras]
-    elementwise = check_elementwise(program, first, scale_map, mask)
-    if targets is None:
-        targets = [(0, first.dtype if out is None else out), *((k, acc) for k in range(1, program.results))]
-    for _, target in targets:
-        if isinstance(target, Tensor):
-            check_out(target, first)
-    if first.numel() == 0:
-        return [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
-    if (
-        torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
-        and merge is None
-        and stats is None
-        and library.wanted(program.is_lerp, first.device.type, backend)
-    ):
-        dtypes = [t if isinstance(t, torch.dtype) else t.dtype for _, t in targets]
-        every = [*inputs, *elementwise]
-        numbers, forced = [k for k, _ in targets], backend == "triton"
-        found = library.guide_in_graph(program, every, values, dtypes, numbers, dims, strategy, forced)
-        return [t.copy_(r) if isinstance(t, Tensor) else r for r, (_, t) in zip(found, targets, strict=True)]
-    if shadow.on() and backend != "torch" and merge is None and not torch.compiler.is_compiling():
-        again: dict[str, Any] = {"extras": extras, "scale_map": scale_map, "mask": mask, "dims": dims}
-        return _shadowed(predictions, program, values, targets, backend, strategy, stats, again)
-    if dims is not None:
-        return _guide_groups(
-            program, inputs, elementwise, values, targets, Groups(first.shape, dims), backend, strategy, stats
-        )
-    as_torch = followed([*inputs, *elementwise], values)
-    if merge is not None or torch.compiler.is_compiling() or as_torch:
-        rows = [t.flatten(1) for t in (*inputs, *elementwise)]
-        shaped = [r.view(first.shape) for r in functional.guide_rows(program, rows, values, merge, stats)]
-        return [shaped[k].to(t) if isinstance(t, torch.dtype) else t.copy_(shaped[k]) for k, t in targets]
-
-    path = choose_backend(program, first.device, backend)
-    if path == "lerp":
-        [(_, goal)] = targets
-        if (goal if isinstance(goal, torch.dtype) else goal.dtype) is first.dtype:
-            into = goal if isinstance(goal, Tensor) else None
-            if (done := _lerp(program, predictions, values, into)) is not None:
-                return [done]
-        path = default_backend(program, first.device) if requested_backend(backend) == "auto" else "torch"
-    results = [k for k, _ in targets]
-    made = [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
-    new = all([isinstance(t, torch.dtype) for _, t in targets])
-    dense = all([t.is_contiguous() and not t.is_neg() for t in (*inputs, *made)])
-    if path == "cpp" and new and not elementwise and dense:
-        # The shortest way, for calls whose time is their own overhead. A failure is met again below, and told.
-        with suppress(RuntimeError):
-            guide_cpp(program, inputs, values, made, results, stats)
-            return made
-    forced = backend in ("triton", "cpp")
-    run(path, program, inputs, elementwise, values, made, results, strategy, forced=forced, stats=stats)
-    return made
-
-
-def _check_stats(program: Program, stats: Tensor | None, first: Tensor, dims: Sequence[int] | None) -> None:
-    """Raise unless there is memory for a program's stats, and for nothing else."""
-    count, dtype = len(program.stats), accumulator(first.dtype)
-    if stats is None or not count:
-        raise ValueError(f"stats_out: expected {'a tensor' if count else 'none'}, since there are {count} stats")
-    groups = first.shape[0] if dims is None else Groups(first.shape, dims).number
-    fits = stats.shape[-1:] == (count,) and stats.numel() == groups * count and stats.is_contiguous()
-    if not fits or stats.dtype != dtype or stats.device != first.device or stats.requires_grad:
-        raise ValueError(
-            f"stats_out: expected a contiguous [{groups}, {count}] of {dtype} on {first.device}, without a gradient, "
-            f"got {list(stats.shape)} of {stats.dtype} on {stats.device}"
-        )
-
-
-def _shadowed(
-    predictions: Sequence[Tensor],
-    program: Program,
-    values: Sequence[Any],
-    targets: Sequence[Target],
-    backend: str | None,
-    strategy: Strategy | None,
-    stats: Tensor | None,
-    options: Mapping[str, Any],
-) -> list[Tensor]:
-    """The call as it is, compared with the torch path."""
-    options = {**options, "stats": stats}
-    new = [(k, t.dtype if isinstance(t, Tensor) else t) for k, t in targets]
-    with shadow.paused():
-        expected = guide_checked(predictions, program, values, targets=new, backend="torch", **options)
-        largest = shadow.span([*predictions, *options["extras"], *expected])
-        found = guide_checked(
-            predictions, program, values, targets=targets, backend=backend, strategy=strategy, **options
-        )
-    shadow.compare(found, expected, largest)
-    return found
-
-
-def _guide_groups(
-    program: Program,
-    inputs: Sequence[Tensor],
-    elementwise: Sequence[Tensor],
-    values: Sequence[Any],
-    targets: Sequence[Target],
-    groups: Groups,
-    backend: str | None,
-    strategy: Strategy | None,
-    stats: Tensor | None,
-) -> list[Tensor]:
-    """Guide with sums over other dimensions: the Triton kernels read groups where they lie, others get them as rows."""
-    first, size = inputs[0], len(program.predictions)
-    if groups.whole:
-        values = [groups.values(v) for v in values]
-    traced = torch.compiler.is_compiling()
-    as_torch = followed([*inputs, *elementwise], values)
-    if not traced and not as_torch and choose_backend(program, first.device, backend) == "triton":
-        results = [k for k, _ in targets]
-        made = [torch.empty_like(first, dtype=t) if isinstance(t, torch.dtype) else t for _, t in targets]
-        every = [*inputs, *elementwise]
-        if run_triton(program, every, values, made, results, strategy, backend == "triton", groups.dims, stats):
-            return made
-    rows = [groups.rows(t) for t in (*inputs, *elementwise)]
-    views = iter(rows[len(inputs) :])
-    scale_map, mask = (next(views) if there else None for _, there in elementwise_inputs(program))
-    found = guide_checked(
-        rows[:size],
+    call = make_call(
         program,
-        [groups.values(v) for v in values],
-        extras=rows[size : len(inputs)],
-        targets=[(k, t.dtype if isinstance(t, Tensor) else t) for k, t in targets],
+        predictions,
+        values,
+        extras=extras,
         scale_map=scale_map,
         mask=mask,
-        backend=backend,
+        out=out,
+        targets=targets,
+        dims=dims,
+        merge=merge,
+        strategy=strategy,
         stats=stats,
     )
-    back = [groups.back(result) for result in found]
-    return [t.copy_(r) if isinstance(t, Tensor) else r for r, (_, t) in zip(back, targets, strict=True)]
+    if call.first.numel() == 0:
+        return call.outputs()
+    if torch.compiler.is_compiling():
+        if library.wanted_in_graph(call, backend):
+            return call.deliver(library.guide_in_graph(call, forced=backend == "triton"))
+    elif shadow.on() and backend != "torch" and merge is None:
+        return _shadowed(call, backend)
+    return registry.run(call, backend)
 
 
-def _lerp(program: Program, predictions: Sequence[Tensor], values: Sequence[Any], out: Tensor | None) -> Tensor | None:
-    """The one-kernel form, or None where the formula's base weight is not 1 or a scale varies by sample."""
-    if any(isinstance(v, Tensor) and (v.device.type != "cpu" or v.dim()) for v in values):
-        return None
-    weight = lerp_weight(program, [v.item() if isinstance(v, Tensor) else v for v in values])
-    if weight is None:
-        return None
-    base, other = predictions
-    if out is None or any(collide(out, p) for p in predictions):
-        made = torch.lerp(base, other, weight)
-        return made if out is None else out.copy_(made)
-    return torch.lerp(base, other, weight, out=out)
+def _shadowed(call: Call, backend: str | None) -> list[Tensor]:
+    """Run the call as it is, and compare it with torch operations."""
+    apart = tuple([(k, t.dtype if isinstance(t, Tensor) else t) for k, t in call.targets])
+    with shadow.paused():
+        expected = registry.BACKENDS["torch"].run(call._replace(targets=apart))
+        largest = shadow.span([*call.inputs, *expected])
+        found = registry.run(call, backend)
+    shadow.compare(found, expected, largest)
+    return found

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .formula.program import Program
 
-__all__ = ["host_params", "lerp_weight", "weigh_on_host"]
+__all__ = ["host_params", "weigh_on_host"]
 
 
 def host_params(params: Sequence[Any], batch: int) -> list[Sequence[float]]:
@@ -31,11 +31,3 @@ def weigh_on_host(program: Program, sums: Sequence[float], count: int, params: S
                 tuple(np.float64(s) for s in sums), np.float64(count), tuple(np.float64(p) for p in params)
             )
         return [float(w) for w in weighed]
-
-
-def lerp_weight(program: Program, params: Sequence[float]) -> float | None:
-    """The weight of ``torch.lerp`` where a program without sums is one, else None."""
-    if not program.is_lerp:
-        return None
-    base, delta = weigh_on_host(program, (), 0, params)
-    return delta if base == 1 else None

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends.registry import leave, left, requested_backend
-from .backends.torch import functional
+from .backends import registry
+from .backends.torch import backend as torch_operations
 from .backends.torch.tiles import accumulator
 from .backends.triton import backend as triton_backend
-from .formula.program import IN_GRAPHS, Program
+from .call import Call
+from .formula.program import IN_GRAPHS
+from .groups import Groups
 from .tracing import constant_when_traced
 
-__all__ = ["guide_in_graph", "wanted"]
+__all__ = ["guide_in_graph", "wanted", "wanted_in_graph"]
 
 _library = torch.library.Library("fastcfg", "DEF")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
@@ -36,35 +38,36 @@ def wanted(is_lerp: bool, device: str, backend: str | None = None) -> bool:
     Args:
         backend: as a caller gives it; by default the environment variable ``FASTCFG_BACKEND`` says.
     """
-    if device != "cuda" or is_lerp or requested_backend(backend) not in ("auto", "triton"):
+    if device != "cuda" or is_lerp or registry.requested_backend(backend) not in ("auto", "triton"):
         return False
     return triton_backend.unavailable(torch.device(device)) is None
 
 
-def guide_in_graph(
-    program: Program,
-    inputs: Sequence[Tensor],
-    params: Sequence[Any],
-    dtypes: Sequence[torch.dtype],
-    results: Sequence[int],
-    dims: Sequence[int] | None,
-    strategy: str | None,
-    forced: bool,
-) -> list[Tensor]:
+def wanted_in_graph(call: Call, backend: str | None) -> bool:
+    """Return whether the graph that is being traced should hold the op; exported graphs hold torch operations."""
+    if torch.compiler.is_exporting() or call.merge is not None or call.stats is not None:
+        return False
+    return wanted(call.program.is_lerp, call.first.device.type, backend)
+
+
+def guide_in_graph(call: Call, forced: bool) -> list[Tensor]:
     """Guide by the op; numbers become 0-dim tensors, whose values no graph depends on.
 
     Args:
-        inputs, params, results, dims, strategy: as
-            :func:`~fastcfg_kernels.backends.triton.backend.guide_triton` has them.
-        dtypes: of each result.
-        forced: whether a kernel that can't be built or run is an error, not a reason to take torch operations.
+        forced: whether Triton was asked for by name: where it fails, the op raises then. Otherwise it says so once
+            and takes torch operations, as a call outside graphs does.
+
+    Returns:
+        New tensors, one for each target.
     """
-    acc = accumulator(inputs[0].dtype)
-    device = inputs[0].device
-    given = [p if isinstance(p, Tensor) else torch.full((), p, dtype=acc, device=device) for p in params]
-    names = ",".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    first = call.first
+    acc = accumulator(first.dtype)
+    given = [p if isinstance(p, Tensor) else torch.full((), p, dtype=acc, device=first.device) for p in call.values]
+    dtypes = [t if isinstance(t, torch.dtype) else t.dtype for _, t in call.targets]
+    names = ",".join([str(dtype).removeprefix("torch.") for dtype in dtypes])
+    dims = None if call.groups is None else call.groups.dims
     found: list[Tensor] = torch.ops.fastcfg.guide(
-        list(inputs), given, program.in_graph(), names, list(results), dims, strategy, forced
+        list(call.tensors), given, call.program.in_graph(), names, list(call.results), dims, call.strategy, forced
     )
     return found
 
@@ -81,6 +84,26 @@ def _fake(inputs: list[Tensor], params: list[Tensor], program: str, dtypes: str,
     return _empty(inputs, dtypes)
 
 
+def _call(
+    inputs: Sequence[Tensor],
+    params: Sequence[Tensor],
+    program: str,
+    dtypes: str,
+    results: Sequence[int],
+    dims: Sequence[int] | None,
+    strategy: Any = None,
+    native: bool = True,
+) -> Call:
+    """What the op was given as a call; a trace has checked it."""
+    of = IN_GRAPHS[program]
+    end = len(of.predictions) + len(of.extras)
+    groups = None if dims is None else Groups(inputs[0].shape, dims)
+    tensors = tuple(inputs)
+    places = _empty(inputs, dtypes) if native else _dtypes(dtypes)  # As the fake has them, whatever the groups.
+    targets: Any = tuple(zip(results, places, strict=True))
+    return Call(of, tensors[:end], tensors[end:], tuple(params), targets, groups, None, None, strategy, native)
+
+
 def _run(
     inputs: list[Tensor],
     params: list[Tensor],
@@ -91,39 +114,13 @@ def _run(
     strategy: Any,
     forced: bool,
 ) -> list[Tensor]:
-    outs, chosen = _empty(inputs, dtypes), IN_GRAPHS[program]
-    if forced or not left(chosen):
-        try:
-            triton_backend.guide_triton(chosen, inputs, params, outs, results, dims=dims, strategy=strategy)
-            return outs
-        except Exception as error:
-            if forced:
-                raise
-            leave(chosen, "triton", error)
-    return _run_torch(inputs, params, program, dtypes, results, dims, strategy, forced)
+    call = _call(inputs, params, program, dtypes, results, dims, strategy)
+    if forced:
+        return triton_backend.run(call)
+    return registry.run_or_leave("triton", call)
 
 
-def _torch(
-    inputs: Sequence[Tensor],
-    params: Sequence[Tensor],
-    program: str,
-    dtypes: str,
-    results: Sequence[int],
-    dims: Sequence[int] | None,
-) -> list[Tensor]:
-    """The op in torch operations."""
-    from .groups import Groups
-
-    shape = inputs[0].shape
-    groups = None if dims is None else Groups(shape, dims)
-    rows = [t.flatten(1) if groups is None else groups.rows(t) for t in inputs]
-    values = params if groups is None else [groups.values(p) for p in params]
-    found = functional.guide_rows(IN_GRAPHS[program], rows, values)
-    made = [found[k].to(dtype) for k, dtype in zip(results, _dtypes(dtypes), strict=True)]
-    return [r.view(shape) if groups is None else groups.back(r) for r in made]
-
-
-def _run_torch(
+def _on_cpu(
     inputs: list[Tensor],
     params: list[Tensor],
     program: str,
@@ -133,14 +130,11 @@ def _run_torch(
     strategy: Any,
     forced: bool,
 ) -> list[Tensor]:
-    outs = _empty(inputs, dtypes)
-    for out, result in zip(outs, _torch(inputs, params, program, dtypes, results, dims), strict=True):
-        out.copy_(result)
-    return outs
+    return torch_operations.run(_call(inputs, params, program, dtypes, results, dims))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    tensors, params, ctx.program, ctx.dtypes, ctx.results, ctx.dims, *_ = inputs
+    tensors, params, ctx.program, ctx.dtypes, ctx.results, ctx.dims, _, _ = inputs
     ctx.size = len(tensors)
     ctx.save_for_backward(*tensors, *params)
 
@@ -149,7 +143,8 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     """Gradients of the torch form, worked out again: sums and weights are cheap beside keeping them."""
     with torch.enable_grad():
         saved = [t.detach().requires_grad_(t.is_floating_point()) for t in ctx.saved_tensors]
-        found = _torch(saved[: ctx.size], saved[ctx.size :], ctx.program, ctx.dtypes, ctx.results, ctx.dims)
+        given = (saved[: ctx.size], saved[ctx.size :], ctx.program, ctx.dtypes, ctx.results, ctx.dims)
+        found = torch_operations.run(_call(*given, native=False))
         pairs = [(r, g) for r, g in zip(found, grads, strict=True) if g is not None and r.requires_grad]
         wanted = [t for t in saved if t.requires_grad]
         made = iter(torch.autograd.grad([r for r, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True))
@@ -158,6 +153,6 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
 
 
 _library.impl("guide", _run, "CUDA")  # type: ignore[no-untyped-call]
-_library.impl("guide", _run_torch, "CPU")  # type: ignore[no-untyped-call]
+_library.impl("guide", _on_cpu, "CPU")  # type: ignore[no-untyped-call]
 torch.library.register_fake("fastcfg::guide", _fake, lib=_library)
 torch.library.register_autograd("fastcfg::guide", _backward, setup_context=_setup, lib=_library)

@@ -1,6 +1,5 @@
 """Shadow mode compares with the torch path; Triton's cache may be read-only."""
 
-import importlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,6 @@ from fastcfg_kernels.backends.triton import formula as triton_formula
 from fastcfg_kernels.backends.triton.gates import PARAMS, programs
 
 import fastcfg
-
-module = importlib.import_module("fastcfg_kernels.guide")
 
 
 @pytest.fixture(autouse=True)
@@ -94,16 +91,16 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_warmup_guides_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    plain = module.run
+    plain = triton_backend.run
 
-    def run(path: str, program: object, inputs: list[torch.Tensor], *rest: object, **options: object) -> None:
-        seen.append((path, tuple(inputs[0].shape), inputs[0].dtype))
-        plain(path, program, inputs, *rest, **options)
+    def run(call: fk.Call) -> list[torch.Tensor]:
+        seen.append((tuple(call.first.shape), call.first.dtype))
+        return plain(call)
 
-    monkeypatch.setattr(module, "run", run)
+    monkeypatch.setattr(triton_backend, "run", run)
     monkeypatch.setenv("FASTCFG_BACKEND", "triton")
     shapes = [(1, 4, 8, 8), (2, 30)]
     fastcfg.warmup(fastcfg.APG(momentum=-0.5), shapes, torch.bfloat16, "cpu")
-    assert seen == [("triton", shape, torch.bfloat16) for shape in shapes]
+    assert seen == [(shape, torch.bfloat16) for shape in shapes]
     with pytest.raises(ValueError, match=r"shapes: expected \[B, ...\]"):
         fastcfg.warmup(fastcfg.CFG(), [(4,)], torch.float32, "cpu")

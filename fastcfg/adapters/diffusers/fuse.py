@@ -12,6 +12,7 @@ from typing import Any
 from diffusers import DiffusionPipeline, ModularPipeline
 from diffusers.guiders.guider_utils import GUIDER_CONFIG_NAME, BaseGuidance
 
+from ...denoiser import Gate
 from ...rules import Rule
 from ...validate import check_choice
 from .guiders import counterparts, perturbed, rules
@@ -31,12 +32,13 @@ _BY_NAME: dict[str, type[BaseGuidance]] = {cls.__name__: cls for pair in _FUSED.
 _BY_NAME |= {name: getattr(rules, name) for name in rules.__all__}
 
 
-def fuse_guider(guider: BaseGuidance, *, numerics: str = "fp32") -> FusedGuider:
+def fuse_guider(guider: BaseGuidance, *, numerics: str = "fp32", gate: Gate | None = None) -> FusedGuider:
     """The fused counterpart of one of diffusers' guiders, with its arguments as they are now.
 
     Args:
         guider: of one of diffusers' own classes.
         numerics: ``"fp32"``, or ``"eager"`` for diffusers' bits where it has no sums.
+        gate: when passes are left out.
 
     Raises:
         TypeError: naming ``guider``, for any other class.
@@ -52,6 +54,8 @@ def fuse_guider(guider: BaseGuidance, *, numerics: str = "fp32") -> FusedGuider:
         if not fused._eager:
             raise ValueError(f"numerics: 'eager' is for guiders without sums; {type(guider).__name__} has some")
         arguments["numerics"] = numerics
+    if gate is not None:
+        arguments["gate"] = gate
     return fused(**arguments)
 
 
@@ -124,7 +128,12 @@ def _put(pipe: Any, guiders: Mapping[str, BaseGuidance]) -> None:
 
 
 def fuse(
-    pipe: Any, *, rule: Rule | Mapping[str, Any] | None = None, numerics: str = "fp32", **arguments: Any
+    pipe: Any,
+    *,
+    rule: Rule | Mapping[str, Any] | None = None,
+    numerics: str = "fp32",
+    gate: Gate | None = None,
+    **arguments: Any,
 ) -> FuseReport:
     """Swap a pipeline's guiders for fused ones with the same arguments, or for one by another rule.
 
@@ -135,7 +144,7 @@ def fuse(
         pipe: a ``diffusers.ModularPipeline``, or a classic pipeline that has guiders (HunyuanVideo-1.5, HunyuanImage,
             MotifVideo).
         rule: puts a :class:`.RuleGuidance` by this rule in each guider's place instead; ``arguments`` are its others.
-        numerics: as for :func:`fuse_guider`.
+        numerics, gate: as for :func:`fuse_guider`.
 
     Returns:
         A report; a guider of an unknown class is kept, and so is one that is fused already.
@@ -156,7 +165,7 @@ def fuse(
     report = FuseReport(pipe)
     for name, guider in found.items():
         if rule is not None:
-            made: FusedGuider = RuleGuidance(rule, numerics=numerics, **arguments)
+            made: FusedGuider = RuleGuidance(rule, numerics=numerics, gate=gate, **arguments)
         elif isinstance(guider, FusedGuider):
             report.kept[name] = "it is a fused one"
             continue
@@ -164,7 +173,7 @@ def fuse(
             report.kept[name] = f"{type(guider).__name__} has no fused counterpart"
             continue
         else:
-            made = fuse_guider(guider, numerics=numerics)
+            made = fuse_guider(guider, numerics=numerics, gate=gate)
         made._diffusers_load_id = "null"  # As a ComponentSpec marks what it makes; else diffusers warns of each swap.
         if isinstance(made, ConditionGuider):
             made.scheduler = getattr(pipe, "scheduler", None)

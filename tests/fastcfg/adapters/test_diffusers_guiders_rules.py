@@ -172,7 +172,9 @@ def test_memory() -> None:
         assert at_step(guider, step).num_conditions == (2 if step % 3 == 0 else 1)
         resolved = rule.at(step, 10)
         expected = guide(resolved, state=state, **{name: p[name] for name in resolved.conditions})
-        assert torch.equal(guider.forward(*(list(p.values())[: guider.num_conditions])).pred, expected)
+        got = guider.forward(*(list(p.values())[: guider.num_conditions])).pred
+        # The pass that is left out is cond less its delta; the rule adds a multiple of the delta.
+        torch.testing.assert_close(got, expected, rtol=2.0**-50, atol=2.0**-49)
     at_step(guider, 0)
     assert len(guider.state) == 0
 

@@ -91,21 +91,23 @@ class Shadow:
         return (a != b) * 1 + (a // 32 != b // 32) * 1 + block
 
     def write(self, at: Array, who: Array, when: Array, changed: Array, block: _Block) -> str:
-        """Note writes; what they race with: ``""``, ``"read"`` or ``"write"``. A write that changes nothing harms none.
+        """Note writes; what they race with: ``""``, ``"read"`` or ``"write"``.
 
         Args:
-            changed: of the same shape as ``at``: bytes that get another value.
+            changed: of the same shape as ``at``: bytes that get another value. Two threads may write the same one:
+                where there are fewer elements than threads, Triton lets several do the same.
         """
         who, when = who[:, None], when[:, None]
         raced = ""
         if changed.any():
-            writer, then = self.writer[at], self.written[at]
-            if (changed & ~self._ordered(writer, then, _THREAD, who, when, block)).any():
-                raced = "write"
-            reader, then, width = self.reader[at], self.read_at[at], self.width[at]
-            wide = changed & (width == _GRID)
-            ordered = self._ordered(reader, then, width, who, when, block) | (width == _GRID)
-            if (changed & ~ordered).any() or (wide.any() and self._logged(at[wide], block)):
+            ordered = self._ordered(self.writer[at], self.written[at], _THREAD, who, when, block)
+            raced = "write" if (changed & ~ordered).any() else ""
+        reader = self.reader[at]
+        if (reader >= 0).any():
+            width = self.width[at]
+            wide = width == _GRID
+            ordered = self._ordered(reader, self.read_at[at], width, who, when, block) | wide
+            if not ordered.all() or (wide.any() and self._logged(at[wide], block)):
                 raced = "read"
         self.any_write = True
         self.writer[at], self.written[at] = who, when

@@ -12,11 +12,12 @@ import torch
 from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor
 
+from ....denoiser import Gate
 from ....rules.base import number_or_schedule
 from ....schedules import Schedule
 from ....validate import number
 
-__all__ = ["FusedOutput", "Scale", "as_scale", "as_scales", "initialiser", "plain"]
+__all__ = ["FusedOutput", "Scale", "as_gate", "as_scale", "as_scales", "initialiser", "plain"]
 
 Scale = float | Schedule | Tensor
 """A number, a schedule over the steps, or one value a sample ``[B]``."""
@@ -63,6 +64,19 @@ def as_scales(name: str, values: Any) -> tuple[float | Schedule, ...]:
     return tuple(number_or_schedule(*pair) for pair in named)
 
 
+def as_gate(value: Any) -> Gate | None:
+    """A guider's gate: None, a :class:`fastcfg.Gate`, or its JSON object.
+
+    Raises:
+        TypeError, ValueError: naming ``gate``.
+    """
+    if isinstance(value, Mapping):
+        return Gate.from_dict(value)
+    if value is not None and not isinstance(value, Gate):
+        raise TypeError(f"gate: expected a fastcfg.Gate, its JSON object or None, got {type(value).__name__}")
+    return value
+
+
 def plain(value: Any) -> Any:
     """A guider's argument as its JSON config holds it."""
     if hasattr(value, "to_dict"):  # A rule, a schedule, diffusers' config of layers.
@@ -75,12 +89,13 @@ def plain(value: Any) -> Any:
 
 
 def initialiser(parent: Callable[..., None], scales: Mapping[str, str], eager: bool) -> Callable[..., None]:
-    """diffusers' ``__init__`` for the same arguments, with scales of more kinds and, maybe, ``numerics``."""
+    """diffusers' ``__init__`` for the same arguments, with scales of more kinds, ``gate`` and, maybe, ``numerics``."""
     signature = inspect.signature(parent)
 
     @functools.wraps(parent)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         numerics = kwargs.pop("numerics", "fp32") if eager else "fp32"
+        gate = as_gate(kwargs.pop("gate", None))
         # By name: diffusers' config takes what is given by place for a default, and loses it on the way back.
         arguments = dict(signature.bind(self, *args, **kwargs).arguments)
         given = {name: as_scale(name, arguments[name]) for name in scales if name in arguments}
@@ -94,9 +109,15 @@ def initialiser(parent: Callable[..., None], scales: Mapping[str, str], eager: b
             setattr(self, held[name], value)
         if eager:
             self.register_to_config(numerics=numerics)
+        if gate is not None:
+            self.register_to_config(gate=plain(gate))
+            if self.gate is not None:
+                raise ValueError("gate: the rule has one of its own; give CFG, or no gate")
+            self.gate = gate
         self._ready()
 
     parameters = list(signature.parameters.values())
+    parameters.append(inspect.Parameter("gate", inspect.Parameter.KEYWORD_ONLY, default=None))
     if eager:
         parameters.append(inspect.Parameter("numerics", inspect.Parameter.KEYWORD_ONLY, default="fp32"))
     __init__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

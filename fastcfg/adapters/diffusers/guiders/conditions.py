@@ -137,6 +137,19 @@ class ConditionGuider(FusedGuider, wrap=False):
         scales = self._place("frame_scales", scales, next(iter(predictions.values())))
         return guide_frames(call.rule, scales, frame_dim=self.frame_dim, **dict[str, Any](predictions))
 
+    def _take_inputs(self, fields: Mapping[str, Any], data: Any = None) -> None:
+        super()._take_inputs(fields, data)
+        if self.gate is not None and self.inputs:
+            by_name = {self._names[key]: given for key, given in self.inputs.items() if key in self._names}
+            self._inputs = {name: {**own, **by_name.get(name, {})} for name, own in self._inputs.items()}
+            self._refresh()
+
+    def _level(self) -> Prediction:
+        levels = self._levels()
+        if levels is None:
+            raise ValueError("scheduler: the gate remembers deltas in a space, which needs the pipeline's scheduler")
+        return levels.prediction()
+
     def _space(self, rule: Rule, like: Tensor) -> dict[str, Any]:
         if rule.lowered.domain is None:
             return {}
@@ -208,10 +221,12 @@ class ConditionGuider(FusedGuider, wrap=False):
 
     def prepare_inputs(self, data: Mapping[str, Any]) -> list[Any]:
         """A batch for each of the step's passes, from tuples of model inputs and :attr:`inputs`."""
+        self._take_inputs(data)
         return [self._with_inputs(data, name, place, self._prepare_batch) for name, place in self._now().passes]
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: Mapping[str, Any]) -> list[Any]:
         """A batch for each of the step's passes, from the names of fields of a block state and :attr:`inputs`."""
+        self._take_inputs(input_fields, data)
 
         def prepare(fields: Any, place: int, name: str) -> Any:
             return self._prepare_batch_from_block_state(fields, data, place, name)

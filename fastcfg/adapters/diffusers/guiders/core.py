@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,10 @@ from torch import Tensor
 
 from ....core.guide import guide
 from ....core.state import State
+from ....denoiser import Gate
+from ....denoiser.gating import Gating, Origin
+from ....denoiser.planner import PassPlan
+from ....prediction import Prediction
 from ....rules import Linear, Rescale, Rule
 from ....schedules import Schedule
 from ....validate import check_choice
@@ -32,6 +36,7 @@ class Call:
         params: values of the rule's parameters that are tensors.
         rescale: what is done to the result by itself, where the rule's own sums do not let it be fused.
         known: whether the step is known, where the rule changes over a run.
+        plan: what of the passes is run at this step and what is remembered, under a gate.
     """
 
     passes: tuple[tuple[str, int], ...]
@@ -40,6 +45,7 @@ class Call:
     params: tuple[tuple[str, Tensor], ...] = ()
     rescale: Rescale | None = None
     known: bool = True
+    plan: PassPlan | None = None
 
 
 class FusedGuider(StepGuider):
@@ -69,6 +75,8 @@ class FusedGuider(StepGuider):
     guidance_rescale: Any = 0.0
     backend: str | None = None
     """As for :func:`fastcfg.guide`; not part of the config."""
+    gate: Gate | None = None
+    """When passes are left out: the argument ``gate`` of every fused guider, in the config as a JSON object."""
 
     def __init_subclass__(
         cls,
@@ -87,6 +95,7 @@ class FusedGuider(StepGuider):
         check_choice("numerics", numerics, ("fp32", "eager"))
         self._numerics = numerics
         self._state = State()
+        self._inputs: Mapping[str, Any] = {}
         self._served = False
         self._ran = self._left_out = 0
         self._call: Call | None = None
@@ -176,7 +185,21 @@ class FusedGuider(StepGuider):
             # Equal calls are one object: ``torch.compile`` recompiles where it meets another.
             call = self._unique.setdefault((call.passes, call.rule, call.known), call)
             self._calls[key] = call
-        self._call = call
+        self._call = call if self.gate is None else self._gated(call, self.gate)
+
+    def _gated(self, call: Call, gate: Gate) -> Call:
+        """The call with what the gate leaves out of it at this step."""
+        at = self._at()
+        if at is None or call.rule is None or not call.known:
+            return call
+        full = PassPlan(call.rule, tuple(name for name, _ in call.passes), call.sources)
+        plan = Gating(call.rule.conditions, gate).plan(full, self._state, *at, self._origin())
+        if not plan.main and len(plan.passes) < len(full.passes):
+            return Call(tuple(pair for pair in call.passes if pair[0] in plan.passes), plan=plan)
+        return replace(call, passes=tuple(pair for pair in call.passes if pair[0] in plan.passes), plan=plan)
+
+    def _origin(self) -> Origin:
+        return Origin("", None, self._inputs)
 
     def _of_run(self) -> Call:
         """The call where no step is known."""
@@ -201,6 +224,7 @@ class FusedGuider(StepGuider):
             raise ValueError("set_state: the guidance changes over a run; say which step it is at first")
         cond = predictions["pred_cond"]
         assert cond is not None
+        predictions = self._recalled(call, predictions)
         pred = cond
         if call.rule is not None:
             tensors: dict[str, Tensor] = {}
@@ -213,6 +237,27 @@ class FusedGuider(StepGuider):
             if call.rescale is not None:
                 pred = guide(call.rescale, guided=pred, cond=cond)
         return FusedOutput(pred, cond, predictions.get("pred_uncond"))
+
+    def _recalled(self, call: Call, predictions: Mapping[str, Tensor | None]) -> Mapping[str, Tensor | None]:
+        """The step's predictions, and what the gate has in place of those that it left out."""
+        if self.gate is None or call.plan is None or call.plan.rule is None:
+            return predictions
+        at, plan = self._at(), call.plan
+        assert at is not None
+        given: dict[str, Tensor] = {}
+        for name in plan.passes:
+            if (tensor := predictions.get(name)) is None:
+                raise ValueError(f"{name}: expected a tensor, guidance is enabled at this step")
+            given[name] = tensor
+        gating = Gating(plan.rule.conditions, self.gate)
+        level = None if self.gate.space is None else self._level()
+        measured = gating.remember(plan, given, self._state, level)
+        found = gating.recall(plan, given, self._state, level)
+        gating.note(plan, self._state, at[0], measured, self._origin())
+        return {**predictions, **found}
+
+    def _level(self) -> Prediction:
+        raise ValueError("gate: one with a space needs the pipeline's noise levels; use RuleGuidance, or no space")
 
     def _combine(self, call: Call, predictions: Mapping[str, Tensor]) -> Tensor:
         assert call.rule is not None
@@ -241,6 +286,7 @@ class FusedGuider(StepGuider):
     def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
         """Where the sampler is; a step that does not follow the last one begins a run, which forgets the memory."""
         begins = self._begins(step)
+        self._inputs = {} if begins else self._inputs
         super().set_state(step, num_inference_steps, timestep)
         self._served = False
         if begins:
@@ -284,12 +330,27 @@ class FusedGuider(StepGuider):
 
     def prepare_inputs(self, data: Mapping[str, Any]) -> list[Any]:
         """A batch for each of the step's passes, from tuples ``(cond, uncond, ...)`` of model inputs."""
+        self._take_inputs(data)
         return [self._prepare_batch(data, place, name) for name, place in self._now().passes]
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: Mapping[str, Any]) -> list[Any]:
         """A batch for each of the step's passes, from the names of fields of a block state."""
+        self._take_inputs(input_fields, data)
         prepare = self._prepare_batch_from_block_state
         return [prepare(input_fields, data, place, name) for name, place in self._now().passes]
+
+    def _take_inputs(self, fields: Mapping[str, Any], data: Any = None) -> None:
+        """Take down what a gated step's passes are conditioned on, and plan them by it."""
+        if self.gate is None:
+            return
+
+        def value(field: Any, place: int) -> Any:
+            one = field[min(place, len(field) - 1)] if isinstance(field, tuple) else field
+            return getattr(data, one, None) if data is not None and isinstance(one, str) else one
+
+        full = self._of_run() if self._at() is None else self._calls[self._key()]
+        self._inputs = {name: {k: value(f, place) for k, f in fields.items()} for name, place in full.passes}
+        self._refresh()
 
     @property
     def num_conditions(self) -> int:

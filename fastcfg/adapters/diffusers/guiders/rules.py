@@ -9,6 +9,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from ....denoiser.gates import unfold
 from ....methods.thresholding import dynamic_threshold
 from ....prediction import convert
 from ....rules import CFG, DualCFG, InstructPix2Pix, MultiCondition, PerpNeg, Rule
@@ -64,7 +65,7 @@ class RuleGuidance(ConditionGuider, eager=True, scales=()):
     ) -> None:
         if not isinstance(rule, Mapping):
             raise TypeError(f"rule: expected a fastcfg rule or its JSON object, got {type(rule).__name__}")
-        self.rule = Rule.from_dict(rule)
+        self.rule, self.gate = unfold(Rule.from_dict(rule))
         self._open(self.rule.conditions, start, stop, enabled)
         self.params = dict(params or {})
         self.frame_scales, self.frame_dim, self.perturbed = frame_scales, frame_dim, perturbed

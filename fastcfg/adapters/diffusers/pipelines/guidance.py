@@ -14,6 +14,9 @@ from torch import Tensor
 from ....core.frames import guide_frames
 from ....core.guide import guide
 from ....core.state import State
+from ....denoiser import Gate
+from ....denoiser.gates import gate_for
+from ....denoiser.gating import Gating, Origin
 from ....denoiser.planner import PassPlan, plan
 from ....rules import Linear, Rule
 from ..noise import SchedulerLevels, run_length, scheduler_sigmas
@@ -21,13 +24,27 @@ from .calls import Call
 from .check import combination_error
 from .forms import PipelineForm
 from .handover import Handover
-from .inputs import certain_blocks
+from .inputs import bind, certain_blocks, first_shape
 from .parts import finished, output_tensor, part_of, with_output
 from .stand_ins import StandIn
 
 __all__ = ["Conditions", "PipelineGuidance"]
 
 Conditions = Mapping[str, Mapping[str, Any]]
+
+_CONDITIONS = (
+    "encoder_hidden_states",
+    "encoder_attention_mask",
+    "encoder_hidden_states_image",
+    "encoder_hidden_states_t5",
+    "pooled_projections",
+    "added_cond_kwargs",
+    "class_labels",
+    "cap_feats",
+    "text_embedding_mask",
+    "clip_text_pooled",
+)
+"""Arguments of denoisers that hold the prompt, or what else does not change by itself over a run."""
 
 
 class PipelineGuidance:
@@ -51,6 +68,7 @@ class PipelineGuidance:
         self,
         pipe: Any,
         rules: Mapping[str, Rule],
+        gates: Mapping[str, Gate | None],
         form: PipelineForm,
         conditions: Conditions,
         options: Mapping[str, Any],
@@ -60,7 +78,15 @@ class PipelineGuidance:
         self.passes_run = self.passes_saved = 0
         self._pipe = pipe
         self._name = type(pipe).__name__
-        self._rules = rules
+        pairs = {name: gate_for(rule, gates[name]) for name, rule in rules.items()}
+        self._rules = {name: rule for name, (rule, _) in pairs.items()}
+        self._gatings = {
+            name: Gating(rule.conditions, gate) for name, (rule, gate) in pairs.items() if gate is not None
+        }
+        if self._gatings and form.also:
+            raise ValueError(
+                f"gate: {type(pipe).__name__} runs {form.how}, which can't be taken apart to leave one out"
+            )
         self._conditions = conditions
         self._options = options
         self._check = check
@@ -133,13 +159,14 @@ class PipelineGuidance:
             raise RuntimeError("pipe: its scheduler was replaced inside the with block; replace it before")
         if not self._calls:
             self._left_out = False
-            self._plan_step(component)
+            self._plan_step(component, denoiser, args, kwargs)
         names: tuple[str, ...] | None
         if self.form.batched and not self._calls:
             keep = self._kept_blocks()
             inputs = certain_blocks(denoiser, args, kwargs, keep, len(self.form.passes))
             if inputs is not None:
                 return self._denoise_blocks(denoiser, keep, inputs)
+            self._check_left_out()
             names = None if len(self.form.passes) > 1 else self.form.passes
         else:
             names = (self._next_pass(),)
@@ -152,7 +179,7 @@ class PipelineGuidance:
         self._calls.append(Call(denoiser, names, args, kwargs, output, handed))
         return handed
 
-    def _plan_step(self, component: str) -> None:
+    def _plan_step(self, component: str, denoiser: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         """The rule, plan and needed passes of a step that begins with a call of a component."""
         rule = self._rule = self._rules[component]
         if rule.scheduled:
@@ -162,6 +189,13 @@ class PipelineGuidance:
             if component not in self._plans:
                 self._plans[component] = self._planned(rule)
             self._plan = self._plans[component]
+        self._gating = self._gatings.get(component)
+        if self._gating is not None:
+            named = bind(denoiser, args, kwargs)
+            given = {name: named[name] for name in _CONDITIONS if name in named}
+            under = {name: self._conditions.get(self._source(rule, name), given) for name in self._plan.passes}
+            self._origin = Origin(component, first_shape(named), under)
+            self._plan = self._gating.plan(self._plan, self.state, self.step, self.num_steps, self._origin)
         self._needed = {self._source(rule, name) for name in self._plan.passes}
 
     def _planned(self, rule: Rule, **where: Any) -> PassPlan:
@@ -170,6 +204,15 @@ class PipelineGuidance:
         if options.get("numerics") == "eager" and isinstance(steps.rule, Linear) and not steps.unguided:
             return plan(rule, None, **where, fixed=True)  # Linear has no eager numerics.
         return steps
+
+    def _check_left_out(self) -> None:
+        """Raise if the gate leaves out a pass that is in the pipeline's batch, which is run whole."""
+        left_out = {self._source(self._rule, name) for name, _ in self._plan.recalled} & set(self.form.passes)
+        if left_out:
+            raise RuntimeError(
+                f"gate: which part of its batch is {', '.join(sorted(left_out))} is not certain in {self._name}'s call "
+                "of its denoiser, so that the pass can't be left out; guide it without a gate"
+            )
 
     def _next_pass(self) -> str:
         form, index = self.form, len(self._calls)
@@ -245,7 +288,17 @@ class PipelineGuidance:
                 results[name] = ours[source]
             else:
                 raise ValueError(self._missing(source, ours))
-        return finished(self.form, self._combined(results, sample, timestep), made, raw)
+        return finished(self.form, self._combined(self._recalled(results), sample, timestep), made, raw)
+
+    def _recalled(self, results: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The passes' results, and what the gate has in place of those that it leaves out."""
+        if self._gating is None:
+            return results
+        level = None if self._gating.gate.space is None else self._levels().prediction()
+        measured = self._gating.remember(self._plan, results, self.state, level)
+        found = self._gating.recall(self._plan, results, self.state, level)
+        self._gating.note(self._plan, self.state, self.step, measured, self._origin)
+        return found
 
     def _combined(self, results: Mapping[str, Tensor], sample: Tensor, timestep: Any) -> Tensor:
         steps, options = self._plan, self._options

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from ....denoiser import Gate
 from ....rules import Rule
 from ....validate import check_choice
 from .forms import PipelineForm
@@ -34,6 +35,7 @@ def guided(
     pipe: Any,
     rule: Rule | Mapping[str, Rule],
     *,
+    gate: Gate | Mapping[str, Gate] | None = None,
     conditions: Conditions | None = None,
     params: Mapping[str, Any] | None = None,
     numerics: Literal["fp32", "eager"] = "fp32",
@@ -55,6 +57,8 @@ def guided(
             a :class:`.RuleGuidance` by the rule meanwhile.
         rule: the guidance; or a rule for each denoiser by its component's name, where a pipeline changes between two
             (``{"transformer": CFG(4.0), "transformer_2": CFG(3.0)}`` for Wan 2.2).
+        gate: when passes are left out (:class:`fastcfg.Gate`); or one for each denoiser, as for ``rule``. A pass that
+            is left out is not run: a batch comes without its block, and a call of its own is not made.
         conditions: for predictions that the pipeline does not run (``negative`` beside ``uncond``, say), the
             denoiser's arguments that differ from the conditional pass's, by prediction. Each is a call of its own.
         params, numerics, backend: as for :func:`fastcfg.guide`; ``"eager"`` gives the pipeline's own bits for CFG.
@@ -91,6 +95,9 @@ def guided(
     for value in rules.values():
         if not isinstance(value, Rule):
             raise TypeError(f"rule: expected a fastcfg rule, got {type(value).__name__}")
+    gates = dict(gate) if isinstance(gate, Mapping) else dict.fromkeys(denoisers, gate)
+    if set(gates) != set(denoisers):
+        raise ValueError(f"gate: expected one for each of {denoisers}, got {sorted(gates)}")
     options: dict[str, Any] = {"params": params, "backend": backend}
     if frame_scales is None:
         options["numerics"] = numerics
@@ -98,6 +105,6 @@ def guided(
         raise ValueError("numerics: frame_scales has 'fp32' only, got 'eager'")
     else:
         options |= {"scales": frame_scales, "frame_dim": frame_dim}
-    guidance = PipelineGuidance(pipe, rules, form, conditions or {}, options, check)
+    guidance = PipelineGuidance(pipe, rules, gates, form, conditions or {}, options, check)
     with guidance.installed():
         yield guidance

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["bind", "blocks", "certain_blocks", "rows", "with_condition"]
+__all__ = ["bind", "blocks", "certain_blocks", "first_shape", "rows", "with_condition"]
 
 # fmt: off
 _BY_SAMPLE = frozenset({
@@ -57,6 +57,16 @@ def rows(named: Mapping[str, Any]) -> int:
         if isinstance(value, list) and value and isinstance(value[0], Tensor):
             return len(value)
     raise ValueError("denoiser: the call has no batch of samples among its arguments")
+
+
+def first_shape(named: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of a call's latents: its first tensor's, or that of the first in its first list of tensors."""
+    for value in named.values():
+        if isinstance(value, Tensor) and value.dim() > 1:
+            return tuple(value.shape)
+        if isinstance(value, list) and value and isinstance(value[0], Tensor):
+            return (len(value), *value[0].shape)
+    return ()
 
 
 def blocks(named: Mapping[str, Any], keep: Sequence[int], count: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The path of CPU tensors: a program as native code, all samples in one call."""
+"""The backend of CPU tensors: a program as native code, all samples in one call."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ import os
 from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ...formula.program import Program
 from ...host import host_params
+from ...memory import collide, stored
 from ..torch.tiles import accumulator
-from .build import load
+from .build import compiler, load
+from .rows import as_rows
 from .source import cpp_source
 
-__all__ = ["guide_contiguous", "guide_cpp"]
+if TYPE_CHECKING:
+    from ...call import Call
+
+__all__ = ["guide_cpp", "run", "supports", "unavailable"]
 
 ONE_THREAD = 400_000
 """Elements of a call below which waking other threads costs more than they save."""
@@ -93,30 +98,52 @@ def guide_cpp(
     function(*arguments, values.buffer_info()[0], step, rows, count, threads, *written)
 
 
-@lru_cache(maxsize=1024)
-def _numbers(values: tuple[float, ...]) -> array[float]:
-    return array("d", values)
+def unavailable(device: torch.device) -> str | None:
+    """Return why a device can't be used, or None where it can."""
+    if device.type != "cpu" or compiler() is None:
+        return "it is native code for CPU tensors; it needs them and a C++ compiler"
+    return None
 
 
-def guide_contiguous(
-    program: Program, inputs: Sequence[Tensor], values: Sequence[float], out: Tensor | None = None
-) -> Tensor:
-    """:func:`guide_cpp` of contiguous ``[B, ...]`` predictions of a program with one result.
+def supports(call: Call) -> str | None:
+    """Return why a call can't be run here, or None where it can."""
+    return unavailable(call.first.device) if call.native else "torch's own operations are needed"
 
-    Args:
-        out: contiguous, of the inputs' kind and apart from them or one of them. None: a new tensor.
+
+def run(call: Call) -> list[Tensor]:
+    """Run a call of tensors as they lie, copying what native code can't read or write there.
 
     Raises:
         RuntimeError: if the native code can't be built.
     """
-    first = inputs[0]
-    out = torch.empty_like(first) if out is None else out
-    rows, size = first.shape[0], first.numel()
-    function = _function(program, (first.dtype,) * len(inputs), ((0, first.dtype),))
-    count = size // rows
-    arguments: list[int] = []
-    for tensor in (*inputs, out):
-        arguments += (tensor.data_ptr(), count)
-    params = _numbers(tuple(values))
-    function(*arguments, params.buffer_info()[0], 0, rows, count, _threads(size))
-    return out
+    if call.groups is not None:
+        groups = call.groups
+        return call.deliver([groups.back(made) for made in run(call.by_rows())])
+    program, results = call.program, call.results
+    made = call.outputs()
+    new = all([isinstance(t, torch.dtype) for _, t in call.targets])
+    if new and not call.elementwise and all([t.is_contiguous() and not t.is_neg() for t in (*call.inputs, *made)]):
+        guide_cpp(program, call.inputs, call.values, made, results, call.stats)
+        return made
+    inputs, elementwise = stored(call.inputs), stored(call.elementwise)
+    rows, views = as_rows([*inputs, *made], elementwise)
+    sources, places = rows[: len(inputs)], rows[len(inputs) :]
+    acc = accumulator(inputs[0].dtype)
+    written = list(places)
+    for k, (row, target) in enumerate(zip(places, made, strict=True)):
+        # A reshape that had to copy leaves the target apart; native code reads an element and then writes it, and
+        # knows no conversion between float64 and the others.
+        apart = row.data_ptr() != target.data_ptr() or target.is_neg()
+        foreign = (row.dtype == torch.float64) != (acc == torch.float64)
+        if apart or foreign or any([collide(row, s) for s in sources]):
+            written[k] = torch.empty(row.shape, dtype=acc if foreign else row.dtype, device=row.device)
+    sources += [view.reshape(sources[0].shape).contiguous() for view in views]
+    guide_cpp(program, sources, call.values, written, results, call.stats)
+    for row, result, target in zip(places, written, made, strict=True):
+        if result.data_ptr() != target.data_ptr() or target.is_neg():
+            # The same order of elements as the rows were read in: the target's memory where it is dense.
+            if row.data_ptr() == target.data_ptr():
+                row.copy_(result)
+            else:
+                target.copy_(result.view(target.shape))
+    return made

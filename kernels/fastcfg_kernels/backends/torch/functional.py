@@ -24,8 +24,11 @@ def _weighted_sum(weights: Sequence[Any], vectors: Sequence[Tensor]) -> Tensor:
         if isinstance(weight, Tensor) or weight != 0:
             unit = not isinstance(weight, Tensor) and weight == 1
             term = vector if unit else spread(weight, vector) * vector
+            alone = vector is term and result is None
             result = term if result is None else result + term
-    return torch.zeros_like(vectors[0]) if result is None else result
+    if result is None:
+        return torch.zeros_like(vectors[0])
+    return result.clone() if alone and any([result is v for v in vectors]) else result  # A result is no input.
 
 
 def combine(

@@ -5,19 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ...formula.program import Program
+from ...memory import collide, stored
 from .arrivals import arrivals
 from .formula import interpreting, kernel_constants, unavailable
 from .launch import OPTIONS, Signature, alignments, prepare
 from .launch_plan import Strategy
 from .verified import device_key, verified
 
-__all__ = ["OPTIONS", "guide_triton", "interpreting", "kernel_constants", "unavailable"]
+if TYPE_CHECKING:
+    from ...call import Call
+
+__all__ = ["OPTIONS", "guide_triton", "interpreting", "kernel_constants", "run", "supports", "unavailable"]
+
+
+def supports(call: Call) -> str | None:
+    """Return why a call can't be run here, or None where it can."""
+    return unavailable(call.first.device) if call.native else "torch's own operations are needed"
+
+
+def run(call: Call) -> list[Tensor]:
+    """Run a call on the tensors as they lie; a result that would overwrite what is still to be read is made apart."""
+    sources = stored(call.tensors)
+    made = call.outputs()
+    hit = [t.is_neg() or any([collide(t, source) for source in sources]) for t in made]
+    apart = [torch.empty_like(t) if other else t for t, other in zip(made, hit, strict=True)]
+    dims = None if call.groups is None else call.groups.dims
+    guide_triton(
+        call.program, sources, call.values, apart, call.results, dims=dims, strategy=call.strategy, stats=call.stats
+    )
+    for target, own in zip(made, apart, strict=True):
+        if own is not target:
+            target.copy_(own)
+    return made
 
 
 def _bytes(tensor: Tensor) -> Tensor:
