@@ -151,3 +151,37 @@ def test_both_interfaces_say_the_same() -> None:
     clone = by_id["FastcfgCFG"].PREPARE_CLASS_CLONE(None)
     result = getattr(clone, by_id["FastcfgCFG"].FUNCTION)(model=model)
     assert result.args[0].model_options["sampler_cfg_function"]
+
+
+@pytest.mark.parametrize("steps", [8, 30])
+@pytest.mark.parametrize("kind", ["unet", "wan"])
+def test_a_gate_leaves_passes_out_in_comfyui_itself(kind: str, steps: int) -> None:
+    """Rows of the network's own batches under KSampler, and a gate that leaves nothing out beside plain guidance."""
+    model = client.unet() if kind == "unet" else client.wan()
+    noise = torch.randn(
+        (1, 4, 8, 8) if kind == "unet" else (1, 16, 2, 8, 8), generator=torch.Generator().manual_seed(0)
+    )
+    rows: list[int] = []
+    model.model.diffusion_model.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
+
+    def run(patched: Any, **options: Any) -> tuple[int, Tensor]:
+        rows.clear()
+        result = client.sample(patched, noise, 5.0, steps=steps, **options)
+        return sum(rows), result
+
+    def gated(**widgets: Any) -> Any:
+        given = {"every": 0, "until": 1.0, "drift": 0.0, "stop": 0.0, "cosine": 1.0, "policy": "", **widgets}
+        return pack.NODE_CLASS_MAPPINGS["FastcfgGate"]().execute(model=model, **given)[0]
+
+    full, stock = run(model)
+    assert full == 2 * steps
+    (plain,) = pack.NODE_CLASS_MAPPINGS["FastcfgCFG"]().execute(model=model)
+    whole, same = run(gated(every=1))
+    assert whole == full and torch.equal(same, run(plain)[1])
+    assert run(gated(every=2))[0] == steps + -(-steps // 2)
+    count, half = run(gated(until=0.5))
+    assert count == steps + steps // 2 and not torch.equal(half, stock)
+    rule = '{"type": "GatedCFG", "every": 2}'
+    (shorthand,) = pack.NODE_CLASS_MAPPINGS["FastcfgRule"]().execute(model=model, rule=rule, space="x0")
+    assert run(shorthand)[0] == steps + -(-steps // 2)
+    assert run(gated(every=2), sampler="dpmpp_2m")[0] == steps + -(-steps // 2)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .gated import GatedCall, needs_all
 from .hooks import comfy, guided, inside, recipe_of, stages_of
 from .recipe import Recipe, needed, with_base
 from .run import memory_of
@@ -49,20 +50,33 @@ def _guider_class(base: type) -> type:
             order = dict.fromkeys(("positive", "negative", *(source for _, source in recipe.sources)))
             order.pop("weak", None)
             runs = {source for name, source in recipe.sources if name in names} | {"positive"}
+            gated = None
+            if recipe.gate is not None and not needs_all(options):
+                wanted = [source for source in (*order, "weak") if source in runs]
+                gated = GatedCall(recipe.gate, wanted, "positive", self.conds, memory, options, x, timestep, model)
+                runs = set(gated.plan.passes)
             conds = [self.conds.get(source) if source in runs else None for source in order]
             out = comfy("samplers").calc_cond_batch(model, conds, x, timestep, options)
+            if gated is not None:
+                results = {source: sample for source, sample in zip(order, out, strict=True) if source in runs}
+                if "weak" in runs:
+                    results["weak"] = self._weak_pass(self.conds["positive"], x, timestep, options)
+                found = gated.complete(results, wanted)
+                out = [found.get(source, sample) for source, sample in zip(order, out, strict=True)]
             shared = {"input": x, "sigma": timestep, "model": model, "model_options": options, "cond_scale": self.cfg}
             for hook in options.get("sampler_pre_cfg_function", []):
                 out = hook({**shared, "conds": conds, "conds_out": out, "timestep": timestep})
             passes, given = dict(zip(order, out, strict=True)), dict(zip(order, conds, strict=True))
-            if "weak" in runs:
+            if gated is not None:
+                passes |= {"weak": found["weak"]} if "weak" in found else {}
+            elif "weak" in runs:
                 passes["weak"] = self._weak_pass(given["positive"], x, timestep, options)
             if inside(recipe, timestep):
                 predictions = {name: passes[source] for name, source in recipe.sources if name in names}
                 result = guided(made, predictions, x, timestep, model, memory)
             else:
                 result = passes["positive"]
-            negative = "negative" if given["negative"] is not None else "positive"
+            negative = "negative" if "negative" in (found if gated is not None else runs) else "positive"
             shared |= {"cond": given["positive"], "uncond": given["negative"]}
             shared |= {"cond_denoised": passes["positive"], "uncond_denoised": passes[negative]}
             for source in order:

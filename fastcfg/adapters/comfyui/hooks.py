@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .gated import FLAG, OURS, GatedCall, needs_all
 from .recipe import PLAIN, Recipe, Stage, combine, needed, scheduled, spaces, stages
 from .run import Memory, begin_run, memory_of
 from .space import kind_of, prediction_at
@@ -89,7 +90,13 @@ class Guidance:
         if uncond is not None and "uncond" in wanted:
             runs["uncond"] = uncond
         runs |= {name: self._encoded(name, memory, args) for name in self.conditionings if name in wanted}
+        order, gated = list(runs), None
+        if recipe.gate is not None and not needs_all(options):
+            gated = GatedCall(recipe.gate, order, "cond", runs, memory, options, x, sigma, args["model"])
+            runs = {name: runs[name] for name in gated.plan.passes}
         results = dict(zip(runs, self._run(args, list(runs.values())), strict=True))
+        if gated is not None:
+            results = gated.complete(results, order)
         memory.x = x
         memory.passes = {name: results[name] for name in self.conditionings if name in results}
         return [results["cond"], results.get("uncond", results["cond"])]
@@ -162,8 +169,9 @@ def attach(model: Any, recipe: Recipe, conditionings: Mapping[str, Any] | None =
     if (earlier := _owner(previous)) is not None:
         previous = earlier.previous
     guidance = Guidance(recipe, conditionings, previous)
-    always = recipe.always or recipe.schedule is not None
-    clone.set_model_sampler_cfg_function(guidance.combine, disable_cfg1_optimization=always)
+    clone.set_model_sampler_cfg_function(guidance.combine)
+    if (recipe.always or recipe.schedule is not None) and not needs_all(clone.model_options):
+        clone.model_options[FLAG] = OURS
     clone.set_model_sampler_calc_cond_batch_function(guidance.calc_cond_batch)
     if hasattr(clone, "add_wrapper_with_key"):
         clone.remove_wrappers_with_key("sampler_sample", "fastcfg")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from ...denoiser import Gate
 from ...rules import Clamp, NormCap, Rescale, Rule
 from ...schedules import Cosine, Exponential, Ramp, Schedule
 from ...validate import check_choice
@@ -67,6 +68,19 @@ def _schedule(model: Any, curve: str, start: float, end: float) -> Any:
 
 def _interval(model: Any, start_percent: float, end_percent: float) -> Any:
     return attach(model, replace(recipe_of(model), window=_levels(model, start_percent, end_percent)))
+
+
+def _gate(
+    model: Any, every: int, until: float, drift: float, stop: float, cosine: float, policy: str
+) -> Any:  # fmt: skip
+    if policy.strip():
+        gate = Gate.from_json(policy)
+    else:
+        gate = Gate(
+            every=every or None, until=until if until < 1 else None, drift=drift or None, stop=stop or None,
+            cosine=cosine if cosine < 1 else None,
+        )  # fmt: skip
+    return attach(model, replace(recipe_of(model), gate=gate))
 
 
 def _perturbed_attention(model: Any, scale: float, block: str, number: int, rescale: float) -> Any:
@@ -133,6 +147,20 @@ MODIFIER_NODES = (
             percent("end_percent", 1.0, "Share of the noise schedule where it ends."),
         ),
         _interval,
+    ),
+    Node(
+        "FastcfgGate", "Fewer passes (fastcfg)",
+        "Leaves passes beside cond out at some steps, and takes cond less their last difference; over any guidance.",
+        (
+            MODEL,
+            whole("every", 2, 0, 100, "Most steps from one fresh pass to the next; 0 sets no limit."),
+            percent("until", 1.0, "Share of the steps after which passes are fresh no more; 1 is off."),
+            number("drift", 0.0, 0.0, 10.0, 0.01, "How far a difference may have moved, by its norm; 0 is off."),
+            number("stop", 0.0, 0.0, 10.0, 0.001, "Length beside cond at which guidance ends; 0 is off."),
+            number("cosine", 1.0, -1.0, 1.0, 0.0001, "Cosine of cond and uncond at which guidance ends; 1 is off."),
+            text("policy", "", "A policy's JSON, as fastcfg tune writes it, in place of all these.", multiline=True),
+        ),
+        _gate,
     ),
     Node(
         "FastcfgPerturbedAttention", "Perturbed attention guidance (fastcfg)",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...core.guide import guide
 from ...core.state import State
+from ...denoiser import Gate
 from ...prediction import Kind, Prediction
 from ...rules import CFG, InDomain, Linear, Rule
 from ...schedules import Schedule
@@ -53,6 +54,7 @@ class Recipe:
         schedule: takes the CFG value's place; it runs over the steps of the sampler.
         window: noise levels (low, high) outside of which the step is not guided.
         always: whether the rule differs from ``cond`` at a CFG value of 1, so that no pass may be left out there.
+        gate: when passes beside ``cond`` are left out.
     """
 
     base: Callable[[float | Schedule], Rule]
@@ -62,14 +64,16 @@ class Recipe:
     schedule: Schedule | None = None
     window: tuple[float, float] | None = None
     always: bool = False
+    gate: Gate | None = None
 
 
 PLAIN = Recipe(CFG)
 
 
 def with_base(recipe: Recipe, other: Recipe) -> Recipe:
-    """The rule of ``other`` under the modifiers, schedule and window of ``recipe``."""
-    return replace(other, modifiers=recipe.modifiers, schedule=recipe.schedule, window=recipe.window)
+    """The rule of ``other`` under the modifiers, schedule, window and gate of ``recipe``."""
+    gate = other.gate or recipe.gate
+    return replace(other, modifiers=recipe.modifiers, schedule=recipe.schedule, window=recipe.window, gate=gate)
 
 
 @lru_cache(maxsize=256)

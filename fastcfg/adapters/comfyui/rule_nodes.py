@@ -9,6 +9,7 @@ from typing import Any
 
 import fastcfg_kernels as fk
 
+from ...denoiser.gates import unfold
 from ...rules import APG, CFG, FDG, TCFG, CFGZeroStar, MaMBOG, PerpNeg, Rule
 from ...rules.base import Lowered, Parameter
 from ...schedules import Schedule
@@ -97,12 +98,12 @@ def _perp_neg(model: Any, empty_conditioning: Any, neg_scale: float, scale_negat
 
 def _from_json(model: Any, rule: str, space: Space) -> Any:
     try:
-        given = Rule.from_json(rule)
+        given, gate = unfold(Rule.from_json(rule))
     except json.JSONDecodeError as error:
         raise ValueError(f'rule: expected JSON such as {{"type": "CFG"}}, got {rule!r} ({error})') from None
     if unknown := sorted(set(given.conditions) - {"cond", "uncond"}):
         raise ValueError(f"rule: expected one of cond and uncond alone, got one that also takes {', '.join(unknown)}")
-    return _with_rule(model, lambda scale: with_scale(given, scale) or given, space, always=True)
+    return _with_rule(model, lambda scale: with_scale(given, scale) or given, space, always=True, gate=gate)
 
 
 RULE_NODES = (

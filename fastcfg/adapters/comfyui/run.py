@@ -25,7 +25,7 @@ class Memory:
     """What one node carries from call to call.
 
     Attributes:
-        state: momentum and the like.
+        state: momentum and the like; gate: what a gate remembers.
         sigma: noise level of the last call.
         x, passes: the latent of the last call, and further predictions that were made for it, by name.
         conditions: further conditions, encoded for the run, by name.
@@ -33,6 +33,7 @@ class Memory:
     """
 
     state: State = field(default_factory=State)
+    gate: State = field(default_factory=State)
     sigma: Tensor | None = None
     x: Tensor | None = None
     passes: dict[str, Tensor] = field(default_factory=dict)
