@@ -6,11 +6,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ....rules import CFG, InstructPix2Pix, NormCap, Perturbed, Rule
+from ....rules import CFG, InstructPix2Pix, NormCap, Perturbed, Rescale, Rule
 
 __all__ = ["OWN_RULES", "PipelineForm"]
 
 Part = Literal["head", "variance", "doubled", "list", "ltx_frames"]
+
+
+def _by_frames(scale: float, first: float) -> Rule:
+    if first != scale:
+        raise ValueError(
+            f"values: the scale runs over the frames, from {first} to {scale}: give guided CFG() with "
+            f"frame_scales=torch.linspace({first}, {scale}, num_frames) and frame_dim=1"
+        )
+    return CFG(scale)
+
+
+def _by_token(scale: float, normalized: bool) -> Rule:
+    return NormCap(CFG(scale), mode="full", over="token") if normalized else CFG(scale)
+
+
+def _rescaled(rule: Rule, phi: float) -> Rule:
+    return Rescale(rule, phi) if phi else rule
+
 
 OWN_RULES: Mapping[str, Callable[..., Rule]] = {
     "CFG(scale)": lambda scale: CFG(scale),
@@ -19,8 +37,20 @@ OWN_RULES: Mapping[str, Callable[..., Rule]] = {
     "InstructPix2Pix(scale, image_scale)": lambda scale, image_scale: InstructPix2Pix(scale, image_scale),
     "Perturbed(scale, perturbed_scale)": lambda scale, perturbed_scale: Perturbed(scale, perturbed_scale),
     "NormCap(CFG(scale), mode='full', over='token')": lambda scale: NormCap(CFG(scale), mode="full", over="token"),
-    "NormCap(CFG(scale), mode='clamp', over='token', eps=1e-8)": lambda scale, low=0.0: NormCap(
-        CFG(scale), mode="clamp", low=low, over="token", eps=1e-8
+    "NormCap(CFG(scale), mode='clamp', over='token', eps=1e-8)": lambda scale, low=0.0, enable_cfg_renorm=True: (
+        NormCap(CFG(scale), mode="clamp", low=low, over="token", eps=1e-8) if enable_cfg_renorm else CFG(scale)
+    ),
+    "CFG(scale), by frames": lambda scale, first=1.0: _by_frames(scale, first),
+    "CFG(scale, rescale=0.7 where normalize)": lambda scale, normalize=False: CFG(scale, 0.7 if normalize else 0.0),
+    "CFG(scale), NormCap where cfg_normalize": lambda scale, cfg_normalize=False: _by_token(scale, cfg_normalize),
+    "NormCap(CFG(scale)) where cfg_normalization": lambda scale, cfg_normalization=True: _by_token(
+        scale, cfg_normalization
+    ),
+    "Perturbed(scale, perturbed_scale), rescale": lambda scale, perturbed_scale, rescale=0.0: _rescaled(
+        Perturbed(scale, perturbed_scale), rescale
+    ),
+    "CFG(scale), or Perturbed(scale, perturbed_scale)": lambda scale, perturbed_scale=0.0: (
+        Perturbed(scale, perturbed_scale) if perturbed_scale else CFG(scale)
     ),
     "CFG(scale, base='cond'), NormCap(…, cap)": lambda scale, cap=0.0: (
         NormCap(CFG(scale, base="cond"), cap) if cap else CFG(scale, base="cond")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,13 +19,14 @@ from ....denoiser.gating import Gating, Origin
 from ....denoiser.planner import PassPlan, plan
 from ....rules import Linear, Rule
 from ..noise import SchedulerLevels, run_length, scheduler_sigmas
+from .arguments import call_arguments, check_arguments
 from .calls import Call
 from .check import combination_error
 from .forms import PipelineForm
 from .handover import Handover
 from .inputs import bind, certain_blocks, first_shape
 from .parts import finished, output_tensor, part_of, with_output
-from .stand_ins import StandIn
+from .stand_ins import StandIn, methods_replaced, signature_of
 
 __all__ = ["Conditions", "PipelineGuidance"]
 
@@ -45,6 +45,12 @@ _CONDITIONS = (
     "clip_text_pooled",
 )
 """Arguments of denoisers that hold the prompt, or what else does not change by itself over a run."""
+
+
+def _scale_of(pipe: Any) -> float | None:
+    """A pipeline's guidance scale of this call, where it keeps one number that its callbacks may change."""
+    scale = vars(pipe).get("_guidance_scale")
+    return float(scale) if isinstance(scale, int | float) else None
 
 
 class PipelineGuidance:
@@ -91,10 +97,13 @@ class PipelineGuidance:
         self._options = options
         self._check = check
         self._active = False
+        self._given: Mapping[str, Any] = {}
         self._scheduler: Any = vars(pipe)["scheduler"]
-        self._step_signature = inspect.signature(self._scheduler.step)
         self._plans: dict[str, PassPlan] = {}
-        taken = {self._source(rule, name) for rule in rules.values() for name in rule.conditions}
+        taken = {name for rule in rules.values() for name in rule.conditions}
+        for rule in rules.values():
+            for name in rule.conditions if rule.scheduled else self._planned(rule).passes:
+                taken.add(self._source(rule, name))
         if unused := sorted(set(conditions) - taken):
             raise ValueError(f"conditions: {', '.join(unused)}: no prediction that the rule takes")
         self._begin()
@@ -106,18 +115,35 @@ class PipelineGuidance:
             self._run_length = run_length(self._pipe, self._scheduler)
         return self._run_length
 
+    def call(self, run: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A call of the pipeline, with stand-ins for its denoisers and the scheduler's methods until it returns.
+
+        Args:
+            run: the pipeline's own call.
+        """
+        if self._active:  # It calls itself.
+            return run(*args, **kwargs)
+        self._given = call_arguments(run, args, kwargs)
+        check_arguments(self._given, {name for rule in self._rules.values() for name in rule.conditions})
+        with self._in_place():
+            return run(*args, **kwargs)
+
     @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Put the stand-ins in the pipeline's attributes, and take them out whatever happens."""
+    def _in_place(self) -> Iterator[None]:
         components = vars(self._pipe)  # Past the pipeline's __setattr__, which would write to its config.
-        inner = {name: components[name] for name in (*self._rules, "scheduler")}
+        inner = {name: components[name] for name in self._rules}
         stand_ins = {name: StandIn(inner[name], call=partial(self._denoise, name, inner[name])) for name in self._rules}
-        methods = {"step": self._step, "set_timesteps": self._set_timesteps}
-        stand_ins["scheduler"] = StandIn(inner["scheduler"], methods=methods)
+        self._scheduler = components["scheduler"]
+        own = {name: getattr(self._scheduler, name) for name in ("step", "set_timesteps")}
+        self._own_step, self._own_set_timesteps = own["step"], own["set_timesteps"]
+        self._step_signature = signature_of(self._scheduler, "step")
+        self._scale = None
+        self._begin()
         components.update(stand_ins)
         self._active = True
         try:
-            yield
+            with methods_replaced(self._scheduler, step=self._step, set_timesteps=self._set_timesteps):
+                yield
         finally:
             self._active = False
             for name, stand_in in stand_ins.items():
@@ -155,8 +181,15 @@ class PipelineGuidance:
     def _denoise(self, component: str, denoiser: Any, *args: Any, **kwargs: Any) -> Any:
         if not self._active:  # Somebody kept the stand-in beyond the block.
             return denoiser(*args, **kwargs)
-        if type(vars(self._pipe)["scheduler"]) is not StandIn:
-            raise RuntimeError("pipe: its scheduler was replaced inside the with block; replace it before")
+        if vars(self._pipe)["scheduler"] is not self._scheduler:
+            raise RuntimeError("pipe: its scheduler was replaced during the call; replace it before")
+        if self._scale is None:
+            self._scale = _scale_of(self._pipe)
+        if _scale_of(self._pipe) != self._scale:
+            raise ValueError(
+                f"callback_on_step_end: it changed the pipeline's guidance scale from {self._scale} to "
+                f"{_scale_of(self._pipe)}; guided takes that place: give the rule a schedule (Step, Interval)"
+            )
         if not self._calls:
             self._left_out = False
             self._plan_step(component, denoiser, args, kwargs)
@@ -249,14 +282,10 @@ class PipelineGuidance:
     # The scheduler's side: guide, and hand on.
 
     def _set_timesteps(self, *args: Any, **kwargs: Any) -> Any:
-        if self._active:
-            self._begin()
-        return self._scheduler.set_timesteps(*args, **kwargs)
+        self._begin()
+        return self._own_set_timesteps(*args, **kwargs)
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
-        scheduler = self._scheduler
-        if not self._active:
-            return scheduler.step(*args, **kwargs)
         if not self._calls:
             raise RuntimeError(f"pipe: {self._name} stepped its scheduler without a call of its denoiser")
         bound = self._step_signature.bind(*args, **kwargs)
@@ -264,7 +293,7 @@ class PipelineGuidance:
         given["model_output"] = self._guide(given["model_output"], given["sample"], given["timestep"])
         self._calls.clear()
         self.step += 1
-        return scheduler.step(*bound.args, **bound.kwargs)
+        return self._own_step(*bound.args, **bound.kwargs)
 
     def _guide(self, made: Tensor, sample: Tensor, timestep: Any) -> Tensor:
         """The guided prediction in place of what the pipeline made of the step's passes."""
@@ -286,6 +315,8 @@ class PipelineGuidance:
                 self.passes_run += 1
             elif source in ours:
                 results[name] = ours[source]
+            elif source == self.form.then and self._given.get("skip_guidance_layers") is not None:
+                results[name] = ours["cond"]  # Outside the pipeline's window for that pass its term is zero.
             else:
                 raise ValueError(self._missing(source, ours))
         return finished(self.form, self._combined(self._recalled(results), sample, timestep), made, raw)

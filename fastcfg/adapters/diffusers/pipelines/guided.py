@@ -3,9 +3,10 @@
     with guided(pipe, APG(7.5, eta=0.0, norm_threshold=15.0)):
         image = pipe("a fox", guidance_scale=7.5).images[0]
 
-Two attributes of the pipeline, its denoiser and its scheduler, are stand-ins meanwhile. The first takes note of the
-passes. The second hands the rule's result to the scheduler instead of what the pipeline made of those passes, so that
-the bits are the rule's whatever the pipeline computes. Neither component is touched, nor is any class.
+While the pipeline is called, its denoiser has a stand-in, which takes note of the passes, and its scheduler's ``step``
+hands on the rule's result instead of what the pipeline made of those passes, so that the bits are the rule's whatever
+the pipeline computes. Between calls, and for whoever else has the components, they are what they are: to be compiled,
+copied, or given to another pipeline.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ....rules import Rule
 from ....validate import check_choice
 from .forms import PipelineForm
 from .guidance import Conditions, PipelineGuidance
-from .stand_ins import StandIn
+from .stand_ins import GuidedCalls, calls_through
 from .table import form_of, has_guiders
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ def guided(
     """A classic pipeline guided by a rule inside the ``with`` block.
 
     The pipeline is called as ever, with its own guidance switched on (``guidance_scale`` above 1, or
-    ``true_cfg_scale`` with a negative prompt), so that it runs its passes; the values of its guidance arguments,
-    ``guidance_rescale`` among them, have no effect. Schedules resolve by the pipeline's own steps; noise levels and
+    ``true_cfg_scale`` with a negative prompt), so that it runs its passes; that scale's value has no effect, and its
+    other guidance arguments (``guidance_rescale``, ``cfg_truncation``, a callback that changes the scale) are errors
+    that say what the rule takes instead. Schedules resolve by the pipeline's own steps; noise levels and
     what the model predicts come from its scheduler.
 
     Args:
@@ -76,7 +78,7 @@ def guided(
         TypeError, ValueError: naming the argument; also for a pipeline that is not covered.
         RuntimeError: if the pipeline is guided already, or does not run as its form says.
     """
-    if any(type(component) is StandIn for component in vars(pipe).values()):
+    if isinstance(pipe, GuidedCalls):
         raise RuntimeError("pipe: is guided already; leave that with block first")
     check_choice("numerics", numerics, ("fp32", "eager"))
     if form is None and has_guiders(pipe):
@@ -106,5 +108,5 @@ def guided(
     else:
         options |= {"scales": frame_scales, "frame_dim": frame_dim}
     guidance = PipelineGuidance(pipe, rules, gates, form, conditions or {}, options, check)
-    with guidance.installed():
+    with calls_through(pipe, guidance.call):
         yield guidance

@@ -17,7 +17,7 @@ __all__ = ["GUIDERS", "NOT_COVERED", "coverage", "form_of", "has_guiders", "own_
 
 _UNET = PipelineForm(denoisers=("unet",))
 _RESCALED = replace(_UNET, own="CFG(scale, rescale)")
-_PAG = replace(_UNET, own="Perturbed(scale, perturbed_scale)", also=(("uncond", "cond", "perturbed"),))
+_PAG = replace(_UNET, own="Perturbed(scale, perturbed_scale), rescale", also=(("uncond", "cond", "perturbed"),))
 _BATCHED = PipelineForm()
 _PRIOR = PipelineForm(denoisers=("prior",))
 _IN_TURN = PipelineForm(("cond", "uncond"), batched=False)
@@ -40,7 +40,10 @@ _GROUPS: Iterable[tuple[PipelineForm, str]] = (
         StableDiffusionXLControlNetUnionImg2ImgPipeline StableDiffusionXLControlNetUnionPipeline
         StableUnCLIPImg2ImgPipeline StableUnCLIPPipeline""",
     ),
-    (replace(_UNET, switch="max_guidance_scale", factors=2), "StableVideoDiffusionPipeline"),
+    (
+        replace(_UNET, switch="max_guidance_scale", own="CFG(scale), by frames", factors=2),
+        "StableVideoDiffusionPipeline",
+    ),
     (
         _RESCALED,
         """AnimateDiffSDXLPipeline StableDiffusionPipeline StableDiffusionXLAdapterPipeline
@@ -76,14 +79,18 @@ _GROUPS: Iterable[tuple[PipelineForm, str]] = (
     (PipelineForm(("cond", "uncond"), denoisers=("decoder",)), "StableCascadeDecoderPipeline"),
     (
         _BATCHED,
-        """AllegroPipeline AnyFlowPipeline AuraFlowPipeline BriaFiboEditPipeline BriaFiboPipeline BriaPipeline
+        """AllegroPipeline AnyFlowPipeline AuraFlowPipeline BriaFiboEditPipeline BriaFiboPipeline
         CogVideoXFunControlPipeline CogVideoXImageToVideoPipeline CogVideoXPipeline CogVideoXVideoToVideoPipeline
         CogView3PlusPipeline ConsisIDPipeline ErnieImagePipeline LattePipeline MochiPipeline PRXPipeline
         PixArtAlphaPipeline PixArtSigmaPipeline SanaControlNetPipeline SanaPipeline SanaVideoPipeline
         StableAudio3Pipeline StableAudioPipeline StableDiffusion3ControlNetInpaintingPipeline
         StableDiffusion3ControlNetPipeline StableDiffusion3Img2ImgPipeline StableDiffusion3InpaintPipeline""",
     ),
-    (replace(_BATCHED, then="perturbed"), "StableDiffusion3Pipeline"),
+    (replace(_BATCHED, own="CFG(scale, rescale=0.7 where normalize)"), "BriaPipeline"),
+    (
+        replace(_BATCHED, own="CFG(scale), or Perturbed(scale, perturbed_scale)", then="perturbed"),
+        "StableDiffusion3Pipeline",
+    ),
     (
         replace(_BATCHED, own="CFG(scale, rescale)"),
         """EasyAnimateControlPipeline EasyAnimateInpaintPipeline EasyAnimatePipeline HunyuanDiTControlNetPipeline
@@ -117,7 +124,11 @@ _GROUPS: Iterable[tuple[PipelineForm, str]] = (
         replace(_IN_TURN, own="NormCap(CFG(scale), mode='clamp', over='token', eps=1e-8)", factors=-1),
         "LongCatImagePipeline",
     ),
-    (replace(_QWEN, switch="guidance_scale", sign=-1), "Lumina2Pipeline NucleusMoEImagePipeline"),
+    (replace(_QWEN, switch="guidance_scale", sign=-1), "NucleusMoEImagePipeline"),
+    (
+        replace(_IN_TURN, own="NormCap(CFG(scale)) where cfg_normalization", factors=-1, sign=-1),
+        "Lumina2Pipeline",
+    ),
     (
         _TRUE_CFG,
         """FluxControlNetPipeline FluxImg2ImgPipeline FluxInpaintPipeline FluxKontextInpaintPipeline
@@ -132,7 +143,10 @@ _GROUPS: Iterable[tuple[PipelineForm, str]] = (
         QwenImageEditPipeline QwenImageEditPlusPipeline QwenImageImg2ImgPipeline QwenImageInpaintPipeline
         QwenImagePipeline""",
     ),
-    (replace(_TRUE_CFG, factors=-1), "QwenImageLayeredPipeline"),
+    (
+        replace(_TRUE_CFG, own="CFG(scale), NormCap where cfg_normalize", factors=-1),
+        "QwenImageLayeredPipeline",
+    ),
     (
         _SINGLE,
         """Flux2Pipeline FluxControlImg2ImgPipeline FluxControlInpaintPipeline FluxControlNetImg2ImgPipeline
@@ -214,7 +228,8 @@ _INTRODUCTION = """\
         image = pipe("a fox", negative_prompt="", guidance_scale=7.5).images[0]
 
 - The pipeline is called as ever, with its own guidance turned on by the argument named in the table, so that it
-  runs its passes. The values of its guidance arguments have no effect, `guidance_rescale` among them.
+  runs its passes. That scale's value has no effect; another guidance argument (`guidance_rescale`,
+  `cfg_truncation`, `guidance_scale_2`, a cut-off callback) is an error that says what the rule takes instead.
 - Its negative prompt is the rule's `uncond` (or `negative`, for a rule that has no `uncond`). A prediction that it
   does not run comes from `conditions`, as the denoiser's arguments that differ from the conditional pass's; each is
   a call of its own. A pipeline of one pass takes the unconditional one so.
