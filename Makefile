@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo test test-fast bench bench-compare check docs clean
+.PHONY: help demo test test-fast bench bench-compare hosts check docs clean
 
 help:
 	@echo "make demo   guide a real diffusion model; pictures and tables in outputs/demo"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-fast  the part of it that takes a few minutes"
 	@echo "make bench  measure this machine against the peers, in minutes; results and report in outputs/bench"
 	@echo "make bench-compare  measure again, in outputs/bench, and fail if a ratio to a peer fell, twice, beyond the noise"
+	@echo "make hosts  diffusers' own fast tests beside themselves under guided and fuse; a table in benchmarks/results"
 	@echo "make check  ruff, mypy and import-linter"
 	@echo "make docs   the documentation, in outputs/site; a warning is an error"
 	@echo "make clean  remove the environment and outputs"
@@ -41,6 +42,13 @@ bench: $(VENV)/.ready
 bench-compare: $(VENV)/.ready
 	$(BIN)/fastcfg bench
 	$(BIN)/fastcfg bench --compare benchmarks/results outputs/bench --repeat
+
+# A checkout of diffusers, whose fast tests give tiny pipelines and their inputs.
+DIFFUSERS ?= outputs/diffusers
+hosts: $(VENV)/.ready
+	test -d $(DIFFUSERS) || git clone --quiet --depth 1 https://github.com/huggingface/diffusers $(DIFFUSERS)
+	$(BIN)/python -m pip install --quiet parameterized requests_mock
+	$(BIN)/python -m benchmarks.hosts $(DIFFUSERS)
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .
