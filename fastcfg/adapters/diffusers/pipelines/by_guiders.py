@@ -64,13 +64,14 @@ def guided_by_guiders(
     pipe: Any,
     rule: Rule | Mapping[str, Rule],
     conditions: Mapping[str, Mapping[str, Any]],
-    params: Mapping[str, Any] | None,
-    numerics: str,
     backend: str | None,
     frame_scales: Tensor | Sequence[float] | None,
-    frame_dim: int,
+    options: Mapping[str, Any],
 ) -> Iterator[GuiderRun]:
     """A pipeline whose guiders are by a rule inside the ``with`` block; arguments as for :func:`guided`.
+
+    Args:
+        options: other arguments of :class:`.RuleGuidance`.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -81,7 +82,7 @@ def guided_by_guiders(
     unknown = sorted(set(conditions) - set(rule.conditions))
     if unknown:
         raise ValueError(f"conditions: {', '.join(unknown)}: no prediction that the rule takes")
-    with fuse(pipe, rule=rule, numerics=numerics, params=params, frame_scales=scales, frame_dim=frame_dim) as report:
+    with fuse(pipe, rule=rule, frame_scales=scales, **options) as report:
         guiders: dict[str, RuleGuidance] = {}
         for name, (own, made) in report.swapped.items():
             assert isinstance(made, RuleGuidance)
