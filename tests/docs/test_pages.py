@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ["tutorial.md", "coming-from.md", "numerics.md", "environment.md", "index.md"]
+PAGES = ["tutorial.md", "coming-from.md", "concepts.md", "numerics.md", "environment.md", "index.md"]
 
 
 def blocks(page: str) -> list[str]:
