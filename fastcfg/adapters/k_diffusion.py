@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.state import State
-from ..denoiser import GuidedDenoiser
+from ..denoiser import Gate, GuidedDenoiser
 from ..prediction import Kind, Prediction
 from ..rules import InDomain, Rule
 from ..schedules import OnAxis, Schedule, SigmaInterval
@@ -54,7 +54,8 @@ class CFGDenoiser:
         domain: what the rule works on instead, as :class:`fastcfg.InDomain`.
         process: ``"ve"``: x = x0 + sigma * eps, k-diffusion's; ``"flow"``: x = (1 - sigma) * x0 + sigma * eps.
         argument: ``inner_model``'s name for a condition that is given as a tensor.
-        sigmas: the sampler's noise levels, the last being 0: for schedules by steps.
+        sigmas: the sampler's noise levels, the last being 0: for schedules by steps, and for a gate.
+        gate: when passes are left out (:class:`fastcfg.Gate`), of what ``inner_model`` returns.
         mode, backend: as for :class:`fastcfg.GuidedDenoiser`.
 
     Attributes:
@@ -74,6 +75,7 @@ class CFGDenoiser:
         process: Literal["ve", "flow"] = "ve",
         argument: str = "cond",
         sigmas: Sequence[float] | Tensor | None = None,
+        gate: Gate | None = None,
         mode: Literal["batched", "sequential"] = "batched",
         backend: str | None = None,
     ) -> None:
@@ -82,7 +84,7 @@ class CFGDenoiser:
         if domain is not None and domain != kind:
             rule = InDomain(rule, domain)
         self.inner_model = inner_model
-        self.guided = GuidedDenoiser(inner_model, rule, mode=mode, backend=backend)
+        self.guided = GuidedDenoiser(inner_model, rule, gate=gate, mode=mode, backend=backend)
         self.kind: Kind = kind
         self.process = process
         self.argument = argument
@@ -133,13 +135,15 @@ class CFGDenoiser:
         for arguments in conditions.values():
             arguments.update(extra)
         levels = sigma.expand(x.shape[0]) if sigma.dim() == 0 else sigma
-        self._follow(guided.rule, levels)
-        step, num_steps, noise = self._step(guided.rule, levels)
-        planned = guided.plan(conditions, step, num_steps, sigma=noise, params=params, state=self.state)
+        self._follow(guided, levels)
+        step, num_steps, noise = self._step(guided, levels)
+        planned = guided.plan(conditions, step, num_steps, sigma=noise, params=params, state=self.state, x=x)
         guided.count(planned)
         results = guided.executor.run(x, levels, guided.passes(planned, conditions))
         latent, level = self._level(x, levels, guided.rule.lowered.domain)
+        measured = guided.remember(planned, results, self.state, level)
         result = guided.combine(planned, results, params=params, state=self.state, x=latent, prediction=level)
+        guided.note(planned, self.state, step, measured, conditions, x)
         return level.convert(result, latent, "x0", dtype=result.dtype) if self.kind != "x0" else result
 
     def _at_scale(self, scale: float | Tensor | None, params: dict[str, Any]) -> tuple[GuidedDenoiser, dict[str, Any]]:
@@ -161,24 +165,25 @@ class CFGDenoiser:
     def _arguments(self, condition: Any) -> dict[str, Any]:
         return dict(condition) if isinstance(condition, Mapping) else {self.argument: condition}
 
-    def _follow(self, rule: Rule, sigma: Tensor) -> None:
-        if not (rule.lowered.extras or rule.lowered.updates):
+    def _follow(self, guided: GuidedDenoiser, sigma: Tensor) -> None:
+        lowered = guided.rule.lowered
+        if guided.gate is None and not (lowered.extras or lowered.updates):
             return
         if self._last is not None and (self._last.shape != sigma.shape or bool((sigma > self._last).any())):
             self.state.reset()
         self._last = sigma
 
-    def _step(self, rule: Rule, sigma: Tensor) -> tuple[int | None, int | None, float | None]:
-        """Where a noise level is in the run, for rules that change; read from the device for those alone."""
-        if not rule.scheduled:
+    def _step(self, guided: GuidedDenoiser, sigma: Tensor) -> tuple[int | None, int | None, float | None]:
+        """Where a noise level is in the run, for what changes; read from the device for that alone."""
+        rule = guided.rule
+        if not rule.scheduled and guided.gate is None:
             return None, None, None
         noise = float(sigma.max())
         found = list(_schedules(rule))
         if self.sigmas is None:
-            if not found or not all(map(_on_noise, found)):
-                raise ValueError(
-                    f"sigmas: expected the sampler's noise levels, for {type(rule).__name__} changes by step"
-                )
+            if guided.gate is not None or not found or not all(map(_on_noise, found)):
+                what = type(rule).__name__ if guided.gate is None else "a gate"
+                raise ValueError(f"sigmas: expected the sampler's noise levels, for {what} changes by step")
             return 0, 1, noise
         return *step_at(self.sigmas, noise), noise
 

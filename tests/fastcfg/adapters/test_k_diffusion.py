@@ -13,7 +13,21 @@ from conformance.clients import k_diffusion as client
 from conformance.oracles import projection as oracles
 from torch import Tensor
 
-from fastcfg import APG, CFG, TCFG, GuidedDenoiser, InstructPix2Pix, PerpNeg, Prediction, Rescale, Rule, guide
+from fastcfg import (
+    APG,
+    CFG,
+    TCFG,
+    Gate,
+    GatedCFG,
+    GuidedDenoiser,
+    InstructPix2Pix,
+    PerpNeg,
+    Prediction,
+    Rescale,
+    Rule,
+    State,
+    guide,
+)
 from fastcfg import Linear as WeightedSum
 from fastcfg.adapters.k_diffusion import CFGDenoiser
 from fastcfg.schedules import Ramp, SigmaInterval
@@ -171,6 +185,49 @@ def test_schedules_by_step_and_by_noise() -> None:
     assert inner.batches == [2, 4, 4, 2], "no sigmas needed"
     with pytest.raises(ValueError, match="sigmas: expected"):
         CFGDenoiser(Inner(), CFG(Ramp(1.0, 4.0)))(x, torch.ones(2), **extra)
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        Gate(every=3), Gate(until=0.5), Gate(drift=2.0), Gate(stop=0.4), Gate(every=2, space="eps"),
+        Gate(steps=(0, 1, 4), num_steps=8, weights=((1.1, -0.1),) * 8),
+    ],
+    ids=lambda g: ",".join(list(g.to_dict())[1:]),
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["x0", "eps", "v"])
+def test_a_gated_run_is_a_gated_denoiser(kind: Any, gate: Gate) -> None:
+    sigmas, start = torch.cat([torch.logspace(1, -0.5, 8), torch.zeros(1)]).double(), noise().double()
+    inner, model = Inner(kind), Inner(kind)
+    got = euler(
+        CFGDenoiser(inner, CFG(3.0), kind=kind, sigmas=sigmas, gate=gate), start, sigmas, {"uncond": U, "cond": C}
+    )
+    denoiser, state, x = GuidedDenoiser(model, CFG(3.0), gate=gate), State(), start
+    for step, (sigma, after) in enumerate(itertools.pairwise(sigmas)):
+        alpha = 1 / (1 + sigma * sigma) ** 0.5 if kind == "v" else 1.0
+        level, latent = Prediction(kind, alpha, alpha * sigma), x * alpha
+        given = {"uncond": {"cond": U}, "cond": {"cond": C}}
+        guess = denoiser(x, sigma.expand(2), conditions=given, step=step, num_steps=8, state=state, prediction=level)
+        x = x + (x - level.convert(guess, latent, "x0")) / sigma * (after - sigma)
+    assert inner.batches == model.batches and sum(inner.batches) == 2 * denoiser.passes_run
+    assert denoiser.passes_run < 16 or gate.ends
+    torch.testing.assert_close(got, x, rtol=1e-9, atol=1e-9)
+
+
+def test_fewer_passes_over_any_rule_and_a_new_run_begins_fresh() -> None:
+    sigmas = torch.cat([torch.logspace(1, -0.5, 8), torch.zeros(1)])
+    for rule, gate, rows in (
+        (GatedCFG(3.0), None, [4, 2] * 4), (PerpNeg(3.0), Gate(every=4), [6, 2, 2, 2] * 2),
+        (APG(3.0), Gate(until=0.0), [4, *[2] * 7]),
+    ):  # fmt: skip
+        inner = Inner()
+        denoiser = CFGDenoiser(inner, rule, sigmas=sigmas, gate=gate)
+        given = {"uncond": U, "cond": C, "negative": N}
+        for _ in range(2):
+            euler(denoiser, noise(), sigmas, {name: given[name] for name in rule.conditions})
+        assert inner.batches == rows * 2
+    with pytest.raises(ValueError, match="sigmas: expected the sampler's noise levels, for a gate"):
+        CFGDenoiser(Inner(), CFG(3.0), gate=Gate(2))(noise(), sigmas[:1].expand(2), uncond=U, cond=C)
 
 
 def test_cond_scale_takes_the_place_of_the_rules() -> None:
