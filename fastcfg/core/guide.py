@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import fastcfg_kernels as fk
 import torch
 from fastcfg_kernels.backends.torch.functional import Merge
-from fastcfg_kernels.checks import FLOATS, check_out, check_tensors
+from fastcfg_kernels.checks import check_out, check_tensors
 from torch import Tensor
 
 from ..prediction import Prediction
@@ -109,40 +108,21 @@ def guide(
         if predictions:
             raise ValueError(f"batch: give one tensor or named predictions, not both (got {sorted(predictions)})")
         predictions = split_batch(rule, batch, order)
+    plain = scale_map is None and mask is None and shards is None and not stats and stats_out is None
+    if (
+        plain
+        and backend is None
+        and not check
+        and x is None
+        and prediction is None
+        and numerics == "fp32"
+        and not torch.compiler.is_dynamo_compiling()  # The short way itself tells every other trace.
+        and (short := rule.short) is not None
+        and (made := short.guide(predictions, rule.numbers, params, out)) is not None
+    ):
+        return made
     if params is not None and not isinstance(params, Mapping):
         raise TypeError(f"params: expected a mapping from names to values, got {type(params).__name__}")
-    alone = not stats and stats_out is None
-    if (
-        (lerp := rule.lerp) is not None
-        and alone
-        and params is None
-        and backend is None
-        and numerics == "fp32"
-        and len(predictions) == 2
-    ):
-        # The commonest call, one kernel of torch: nothing may stand in its way.
-        u, c = predictions.get(lerp.base), predictions.get(lerp.delta)
-        if (
-            isinstance(u, Tensor)
-            and isinstance(c, Tensor)
-            and u.shape == c.shape
-            and u.dtype is c.dtype
-            and u.dtype in FLOATS
-            and u.device == c.device
-            and u.layout is c.layout is torch.strided
-            and u.dim() > 1
-            and (out is None or fk.writable(out, (u, c)))
-            and scale_map is None
-            and "FASTCFG_BACKEND" not in os.environ
-        ):
-            return torch.lerp(u, c, lerp.weight, out=out)
-    plain = alone and scale_map is None and mask is None and shards is None
-    usual = plain and params is None and backend is None
-    if rule.plain and usual and numerics == "fp32" and len(predictions) == len(names := rule.lowered.predictions):
-        program, given = rule.lowered.program, [predictions.get(n) for n in names]
-        guided = fk.guide_at_once(program, given, rule.numbers or (), out)
-        if guided is not None:
-            return guided
     if rule.prepares:
         if not plain:
             raise ValueError(
@@ -151,7 +131,7 @@ def guide(
         return _prepared(rule, predictions, params or {}, out, backend, numerics, check)
     tensors, values = rule_inputs(rule, predictions, params, check)
     if numerics == "eager":
-        if scale_map is not None or mask is not None or not alone:
+        if scale_map is not None or mask is not None or stats or stats_out is not None:
             raise ValueError("numerics: 'eager' has no scale_map, no mask and no stats")
         return _eager(rule, predictions, values, out)
     if numerics != "fp32":

@@ -144,15 +144,6 @@ def _variant(lowered: Lowered, key: _Key) -> fk.Program:
     )
 
 
-@dataclass(frozen=True)
-class Lerp:
-    """``base + weight * (delta - base)`` of two predictions by name."""
-
-    base: str
-    delta: str
-    weight: float
-
-
 def _then_prepare(check: Callable[[Any], None]) -> Callable[[Any], None]:
     """A ``__post_init__`` that also fills the rule's cached properties.
 
@@ -163,7 +154,7 @@ def _then_prepare(check: Callable[[Any], None]) -> Callable[[Any], None]:
     def prepared(self: Rule) -> None:
         check(self)
         check_condition_names("conditions", self.conditions)
-        _ = self.lerp, self.plain, self.numbers, self.lowered.program, self.lowered._variants
+        _ = self.plain, self.numbers, self.lowered.program, self.lowered._variants
         if self.lowered.domain is not None:
             _ = self.lowered.affine_program
 
@@ -247,13 +238,9 @@ class Rule:
         )
 
     @kept_property
-    def lerp(self) -> Lerp | None:
-        """The rule as one ``torch.lerp``, where it is one: two predictions, no sums, base weight 1, no schedules."""
-        lowered = self.lowered
-        if self.numbers is None or len(lowered.predictions) != 2 or lowered.domain is not None:
-            return None
-        weight = fk.lerp_weight(lowered.program, self.numbers)
-        return None if weight is None else Lerp(*lowered.predictions, weight)
+    def short(self) -> fk.ShortWay | None:
+        """The program's short way, where to guide is to run the program and nothing else."""
+        return fk.short_way(self.program) if self.plain and self.program.short else None
 
     @kept_property
     def numbers(self) -> tuple[float, ...] | None:

@@ -11,6 +11,7 @@ check_torch(torch.__version__)
 
 # ruff: noqa: E402 -- What follows reads names that an older torch lacks.
 from . import math
+from .backends.cpu.entry import ShortWay, short_way
 from .backends.registry import Backend, choose_backend
 from .backends.triton.launch_plan import LaunchPlan, plan_launch
 from .call import Call, Target, make_call
@@ -20,7 +21,7 @@ from .formula.capture import by_value, captured_numbers, content_digest
 from .formula.generated import formula_from_source, function_from_source
 from .formula.program import Program, Stage, compile_program
 from .formula.stats import STATS
-from .guide import guide, guide_at_once, guide_checked, guide_outputs, writable
+from .guide import guide, guide_checked, guide_outputs
 from .lerp import lerp_weight
 from .shadow import shadow
 
@@ -30,6 +31,7 @@ __all__ = [
     "Call",
     "LaunchPlan",
     "Program",
+    "ShortWay",
     "Stage",
     "Target",
     "by_value",
@@ -41,7 +43,6 @@ __all__ = [
     "formula_from_source",
     "function_from_source",
     "guide",
-    "guide_at_once",
     "guide_checked",
     "guide_outputs",
     "lerp_weight",
@@ -49,7 +50,7 @@ __all__ = [
     "math",
     "plan_launch",
     "shadow",
-    "writable",
+    "short_way",
 ]
 
 keep_former_modules(

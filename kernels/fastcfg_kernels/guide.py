@@ -15,9 +15,8 @@ from .backends.triton.launch_plan import Strategy
 from .call import Call, Target, make_call
 from .checks import check_param
 from .formula.program import Program
-from .memory import observed
 
-__all__ = ["guide", "guide_at_once", "guide_checked", "guide_outputs", "writable"]
+__all__ = ["guide", "guide_checked", "guide_outputs"]
 
 
 def guide(
@@ -86,43 +85,6 @@ def guide_outputs(
         raise ValueError(f"params: missing {missing}, unknown {extra}; the formula takes {list(program.params)}")
     values = [check_param(name, given[name], batch, first.device, check) for name in program.params]
     return guide_checked(predictions, program, values, extras=extras, out=out, backend=backend, strategy=strategy)
-
-
-def guide_at_once(
-    program: Program, predictions: Sequence[Any], values: Sequence[float], out: Tensor | None = None
-) -> Tensor | None:
-    """TEMP"""
-    return None
-
-
-def _alike(tensors: Sequence[Any]) -> bool:
-    """Whether values are contiguous tensors of the first one's kind, which need no gradient."""
-    first, grad = tensors[0], torch.is_grad_enabled()
-    shape, dtype, device = first.shape, first.dtype, first.device
-    for tensor in tensors:
-        if (
-            type(tensor) is not Tensor
-            or tensor.shape != shape
-            or tensor.dtype is not dtype
-            or not tensor.is_contiguous()
-            or tensor.device != device
-            or tensor.is_neg()
-            or (tensor.requires_grad and grad)
-        ):
-            return False
-    return True
-
-
-def writable(out: Tensor, predictions: Sequence[Any]) -> bool:
-    """Whether a result may be written into ``out`` element by element, told in less time than a small call takes.
-
-    It may where all are contiguous and of one kind, no gradient is taken, nothing is traced, and ``out`` is one of the
-    predictions or shares no memory with any. Where this is False, :func:`guide` says what is wrong or finds a way.
-    """
-    if observed() or not _alike((*predictions, out)):
-        return False
-    size, start = out.nbytes, out.data_ptr()
-    return all([(away := abs(p.data_ptr() - start)) == 0 or away >= size for p in predictions])
 
 
 def guide_checked(

@@ -34,11 +34,16 @@ def lerp_weight(program: Program, values: Sequence[Any]) -> float | None:
 
 
 def guide_lerp(call: Call) -> list[Tensor] | None:
-    """Run a call as ``torch.lerp``; None where it is none, or its result is wanted in another dtype."""
-    if not call.native or not call.program.is_lerp or len(call.targets) != 1:
+    """Run a call as ``torch.lerp``; None where it is none, or its result is wanted in another dtype.
+
+    Where the call is traced or differentiated, its numbers alone become the weight: a tensor has to stay one.
+    """
+    if not call.program.is_lerp or call.merge is not None or len(call.targets) != 1:
         return None
     [(_, target)] = call.targets
     out = target if isinstance(target, Tensor) else None
+    if not call.native and (out is not None or any([isinstance(v, Tensor) for v in call.values])):
+        return None
     base, other = call.inputs
     if (target if out is None else out.dtype) is not base.dtype:
         return None

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from .backends.cpu.entry import enable
+
 __all__ = ["compare", "on", "paused", "shadow", "span"]
 
 MODES = ("off", "warn", "raise")
@@ -30,6 +32,7 @@ def _checked(name: str, value: str) -> str:
 
 _mode = _checked("environment variable FASTCFG_SHADOW", os.environ.get("FASTCFG_SHADOW") or "off")
 
+enable(_mode == "off")
 
 _local = threading.local()
 
@@ -62,6 +65,7 @@ def shadow(mode: str) -> None:
     """
     global _mode
     _mode = _checked("mode", mode)
+    enable(_mode == "off")
 
 
 def compare(results: Sequence[Tensor], expected: Sequence[Tensor], largest: Tensor) -> None:

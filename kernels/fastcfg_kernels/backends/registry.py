@@ -14,6 +14,7 @@ from ..formula.program import Program
 from ..lerp import guide_lerp
 from ..notices import warn_once
 from .cpu import backend as cpu
+from .cpu.entry import short_way
 from .torch import backend as torch_operations
 from .triton import backend as triton
 
@@ -84,8 +85,8 @@ def run(call: Call, requested: str | None = None) -> list[Tensor]:
     Raises:
         ValueError, RuntimeError: as :func:`choose_backend` does.
     """
-    if not call.native:  # A backend that is asked for could not be seen by what records or traces.
-        return torch_operations.run(call)
+    if not call.native:  # What records or traces could not see a backend that is asked for.
+        return guide_lerp(call) or torch_operations.run(call)
     name = choose_backend(call.program, call.first.device, requested)
     if name == "lerp":
         if (made := guide_lerp(call)) is not None:
@@ -116,5 +117,6 @@ def left(program: Program) -> bool:
 def _leave(program: Program, path: str, error: Exception) -> None:
     """Leave a backend for good, and say so once."""
     _BROKEN.add(program)
+    short_way(program).clear()
     reason = f"{type(error).__name__}: {error}"
     warn_once(f"fastcfg: a guidance could not be built or run by {path}, the torch path is used ({reason})")

@@ -169,6 +169,12 @@ class Program:
         )
 
     @kept_property
+    def short(self) -> bool:
+        """Whether it takes predictions and parameters alone, and gives the guided prediction alone."""
+        special = self.scaled or self.masked or self.affine or self.rows or self.stats or self.extras
+        return self.outputs == 1 and not special
+
+    @kept_property
     def centred(self) -> tuple[int, ...]:
         """Vectors whose tile means are needed: those of ``cov`` pairs, and those in :attr:`means`."""
         vectors = {v for kind, a, b in self.pairs if kind == "cov" for v in (a, b)}

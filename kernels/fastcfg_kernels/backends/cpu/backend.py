@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -17,40 +16,29 @@ from ...host import host_params
 from ...memory import collide, stored
 from ..torch.tiles import accumulator
 from .build import compiler, load
+from .entry import short_way
 from .rows import as_rows
 from .source import cpp_source
+from .threads import threads_of
 
 if TYPE_CHECKING:
     from ...call import Call
 
 __all__ = ["guide_cpp", "run", "supports", "unavailable"]
 
-ONE_THREAD = 400_000
-"""Elements of a call below which waking other threads costs more than they save."""
 
-
-_forked = False
-
-
-def _note_fork() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
-
-
-def _threads(elements: int) -> int:
-    """Threads of a call. A forked process has one: OpenMP's others are in its parent, and it would wait for them."""
-    return 1 if elements < ONE_THREAD or _forked else torch.get_num_threads()
+@lru_cache(maxsize=512)
+def _library(
+    program: Program, inputs: tuple[torch.dtype, ...], targets: tuple[tuple[int, torch.dtype], ...]
+) -> ctypes.CDLL:
+    return load(cpp_source(program, inputs, targets))
 
 
 @lru_cache(maxsize=512)
 def _function(
     program: Program, inputs: tuple[torch.dtype, ...], targets: tuple[tuple[int, torch.dtype], ...]
 ) -> Callable[..., None]:
-    function = load(cpp_source(program, inputs, targets)).guide
+    function = _library(program, inputs, targets).guide
     tensors = len(inputs) + len(targets)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = [*(pointer, number) * tensors, pointer, number, number, number, number]
@@ -93,7 +81,7 @@ def guide_cpp(
         step = len(params)
     else:
         values, step = array("d", params), 0
-    threads = _threads(rows * count)
+    threads = threads_of(rows * count)
     written = () if stats is None else (stats.data_ptr(),)
     function(*arguments, values.buffer_info()[0], step, rows, count, threads, *written)
 
@@ -124,6 +112,9 @@ def run(call: Call) -> list[Tensor]:
     new = all([isinstance(t, torch.dtype) for _, t in call.targets])
     if new and not call.elementwise and all([t.is_contiguous() and not t.is_neg() for t in (*call.inputs, *made)]):
         guide_cpp(program, call.inputs, call.values, made, results, call.stats)
+        if program.short and made[0].dtype == call.first.dtype:
+            dtypes = (made[0].dtype,) * len(call.inputs)
+            short_way(program).add(made[0].dtype, _library(program, dtypes, ((0, made[0].dtype),)).guide_arrays)
         return made
     inputs, elementwise = stored(call.inputs), stored(call.elementwise)
     rows, views = as_rows([*inputs, *made], elementwise)

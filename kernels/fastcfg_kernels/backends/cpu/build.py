@@ -18,7 +18,7 @@ from pathlib import Path
 from ...notices import warn_once
 from ...partial import errors_name, partial_folder
 
-__all__ = ["compiler", "load"]
+__all__ = ["built", "compiler", "load"]
 
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 
@@ -70,21 +70,35 @@ def cache_folder() -> Path:
 
 @cache
 def load(source: str) -> ctypes.CDLL:
-    """The library of a C++ text, from the cache or compiled now.
+    """Return the library of a C++ text, from the cache or compiled now.
 
     Raises:
         RuntimeError: if there is no compiler, it does not accept the text, or its library can't be kept or loaded.
     """
+    native = "-mcpu=native" if platform.machine() in ("arm64", "ppc64le") else "-march=native"
+    try:
+        return ctypes.CDLL(str(built(source, native, *([] if sys.platform == "darwin" else ["-fopenmp"]))))
+    except OSError as error:
+        raise RuntimeError(f"native code can't be loaded: {error}") from error
+
+
+def built(source: str, *more: str) -> Path:
+    """Return the file of a C++ text's library, from the cache or compiled now.
+
+    Args:
+        more: flags of the compiler beside those of all.
+
+    Raises:
+        RuntimeError: as :func:`load` does.
+    """
     command = compiler()
     if command is None:
         raise RuntimeError("there is no C++ compiler")
-    native = "-mcpu=native" if platform.machine() in ("arm64", "ppc64le") else "-march=native"
-    flags = [*_FLAGS, native, *([] if sys.platform == "darwin" else ["-fopenmp"])]
+    flags = [*_FLAGS, *more]
     try:
         folder = cache_folder()
         name = hashlib.sha256("\0".join([source, *flags, _machine()]).encode()).hexdigest()[:32]
-        library = _kept(folder, name) or _compile(command, flags, source, folder, name)
-        return ctypes.CDLL(str(library))
+        return _kept(folder, name) or _compile(command, flags, source, folder, name)
     except (OSError, subprocess.SubprocessError) as error:
         raise RuntimeError(f"native code can't be compiled, kept or loaded: {error}") from error
 

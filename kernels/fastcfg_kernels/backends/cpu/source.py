@@ -253,6 +253,17 @@ extern "C" void guide({", ".join(arguments)}) {{
         if (streamed_out) streamed();
     }}
 }}
+{"" if stats else self._from_arrays()}"""
+
+    def _from_arrays(self) -> str:
+        """``guide_arrays``: the same with its pointers and strides in arrays, the inputs' and then the outputs'."""
+        types = [*(f"const {t}*" for t in self.types), *(f"{t}*" for _, t in self.targets)]
+        given = "".join(f"static_cast<{t}>(at[{k}]), strides[{k}], " for k, t in enumerate(types))
+        rest = "const double* params, int64_t param_stride, int64_t rows, int64_t count, int64_t threads"
+        return f"""\
+extern "C" void guide_arrays(void* const* at, const int64_t* strides, {rest}) {{
+    guide({given}params, param_stride, rows, count, threads);
+}}
 """
 
 
