@@ -14,7 +14,7 @@ from ....core.frames import guide_frames
 from ....prediction import Prediction
 from ....rules import Linear, Parameter, Rule
 from ....schedules import Schedule
-from ..noise import SchedulerLevels, scheduler_sigmas
+from ..noise import Level, SchedulerLevels, noise_levels
 from .arguments import FusedOutput
 from .core import Call, FusedGuider
 from .layers import own_configs, restore_layers, weaken_layers
@@ -69,7 +69,7 @@ class ConditionGuider(FusedGuider, wrap=False):
         self._place_of = _places(conditions, main)
         self._names = {name: "pred_cond" if name == main else f"pred_{name}" for name in (main, *conditions)}
         self._input_predictions = list(self._names.values())
-        self._sigmas: list[float] | None = None
+        self._noise: list[Level] | None = None
         self._input: Tensor | None = None
         self._watch: Any = None
         BaseGuidance.__init__(self, start, stop, enabled)
@@ -92,7 +92,7 @@ class ConditionGuider(FusedGuider, wrap=False):
 
     def _levels(self) -> SchedulerLevels | None:
         at = self._at()
-        return None if self.scheduler is None or at is None else SchedulerLevels(self.scheduler, *at, self._sigmas)
+        return None if self.scheduler is None or at is None else SchedulerLevels(self.scheduler, *at, self._noise)
 
     def _key(self) -> tuple[Any, ...] | None:
         at = self._at()
@@ -130,6 +130,10 @@ class ConditionGuider(FusedGuider, wrap=False):
         return self._names
 
     def _combine(self, call: Call, predictions: Mapping[str, Tensor]) -> Tensor:
+        if self.frame_scales is None and call.rule is not None and call.rule.lowered.domain is not None:
+            sign, predictions = self._signed(predictions)
+            result = super()._combine(call, predictions)
+            return result if sign > 0 else -result
         if self.frame_scales is None:
             return super()._combine(call, predictions)
         assert call.rule is not None
@@ -148,6 +152,10 @@ class ConditionGuider(FusedGuider, wrap=False):
         levels = self._levels()
         if levels is None:
             raise ValueError("scheduler: the gate remembers deltas in a space, which needs the pipeline's scheduler")
+        if levels.sign < 0:
+            raise ValueError(
+                f"gate: its space is not for {type(self.scheduler).__name__} running against the noise; leave it out"
+            )
         return levels.prediction()
 
     def _space(self, rule: Rule, like: Tensor) -> dict[str, Any]:
@@ -155,6 +163,13 @@ class ConditionGuider(FusedGuider, wrap=False):
             return {}
         x, prediction = self._model_input(like)
         return {"x": x, "prediction": prediction}
+
+    def _signed(self, predictions: Mapping[str, Tensor]) -> tuple[int, Mapping[str, Tensor]]:
+        """-1 and the predictions negated where the scheduler's step takes them so, for what works in a space."""
+        levels = self._levels()
+        if levels is None or levels.sign > 0:
+            return 1, predictions
+        return -1, {name: -tensor for name, tensor in predictions.items()}
 
     def _model_input(self, like: Tensor) -> tuple[Tensor, Prediction]:
         """The model's input, shaped as the predictions are, and what the model predicts of it."""
@@ -174,7 +189,7 @@ class ConditionGuider(FusedGuider, wrap=False):
     def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
         """As :meth:`.FusedGuider.set_state`; where a run begins, the scheduler's noise levels are read, once."""
         if self._begins(step):
-            self._sigmas = None if self.scheduler is None else scheduler_sigmas(self.scheduler)
+            self._noise = None if self.scheduler is None else noise_levels(self.scheduler)
         super().set_state(step, num_inference_steps, timestep)
 
     def forward(  # type: ignore[override]

@@ -277,9 +277,10 @@ class DynamicThresholdingGuidance(ConditionGuider):
         return True
 
     def _combine(self, call: Call, predictions: Mapping[str, Tensor]) -> Tensor:
-        guided = super()._combine(call, predictions)
+        sign, signed = self._signed(predictions)
+        guided = super()._combine(call, signed)
         x, level = self._model_input(guided)
         wide = torch.promote_types(guided.dtype, torch.float32)
         clean = dynamic_threshold(level.convert(guided, x, "x0", dtype=wide), quantile=self.quantile, cap=self.cap)
         back = convert(clean, x.to(wide), "x0", level.kind, alpha=level.alpha, sigma=level.sigma)
-        return back.to(guided.dtype)
+        return sign * back.to(guided.dtype)

@@ -18,7 +18,7 @@ from ....denoiser.gates import gate_for
 from ....denoiser.gating import Gating, Origin
 from ....denoiser.planner import PassPlan, plan
 from ....rules import Linear, Rule
-from ..noise import SchedulerLevels, run_length, scheduler_sigmas
+from ..noise import Level, SchedulerLevels, noise_levels, run_length
 from .arguments import call_arguments, check_arguments
 from .calls import Call
 from .check import combination_error
@@ -26,6 +26,7 @@ from .forms import PipelineForm
 from .handover import Handover
 from .inputs import bind, certain_blocks, first_shape
 from .parts import finished, output_tensor, part_of, with_output
+from .space import given_mask, guide_in_space
 from .stand_ins import StandIn, methods_replaced, signature_of
 
 __all__ = ["Conditions", "PipelineGuidance"]
@@ -67,8 +68,10 @@ class PipelineGuidance:
     state: State
     step: int
     _calls: list[Call]
-    _sigmas: list[float] | None
+    _noise: list[Level] | None
     _run_length: int | None
+    _scale: float | None
+    _per_token: Tensor | None
 
     def __init__(
         self,
@@ -155,13 +158,14 @@ class PipelineGuidance:
         self.step = 0
         self._calls = []
         self._run_length = None
-        self._sigmas = None
+        self._noise = None
+        self._per_token = None
         self._handover = Handover()
 
     def _levels(self) -> SchedulerLevels:
-        if self._sigmas is None:
-            self._sigmas = scheduler_sigmas(self._scheduler)
-        return SchedulerLevels(self._scheduler, self.step, self.num_steps, self._sigmas)
+        if self._noise is None:
+            self._noise = noise_levels(self._scheduler)
+        return SchedulerLevels(self._scheduler, self.step, self.num_steps, self._noise, self._per_token)
 
     def _source(self, rule: Rule, name: str) -> str:
         """The caller's condition, or the pipeline's pass, behind a prediction that a rule takes."""
@@ -290,6 +294,7 @@ class PipelineGuidance:
             raise RuntimeError(f"pipe: {self._name} stepped its scheduler without a call of its denoiser")
         bound = self._step_signature.bind(*args, **kwargs)
         given = bound.arguments
+        self._per_token = given.get("per_token_timesteps")
         given["model_output"] = self._guide(given["model_output"], given["sample"], given["timestep"])
         self._calls.clear()
         self.step += 1
@@ -325,7 +330,13 @@ class PipelineGuidance:
         """The passes' results, and what the gate has in place of those that it leaves out."""
         if self._gating is None:
             return results
-        level = None if self._gating.gate.space is None else self._levels().prediction()
+        levels = None if self._gating.gate.space is None else self._levels()
+        level = None if levels is None else levels.prediction()
+        if levels is not None and (levels.sign < 0 or levels.per_token is not None):
+            raise ValueError(
+                f"gate: its space is not for a step of {type(self._scheduler).__name__} that runs against the noise; "
+                "leave the space out"
+            )
         measured = self._gating.remember(self._plan, results, self.state, level)
         found = self._gating.recall(self._plan, results, self.state, level)
         self._gating.note(self._plan, self.state, self.step, measured, self._origin)
@@ -338,12 +349,15 @@ class PipelineGuidance:
         predictions: dict[str, Any] = dict(steps.predictions(results))
         if "scales" in options:
             return guide_frames(steps.rule, **options, **predictions)
-        space: dict[str, Any] = {}
-        if steps.rule.lowered.domain is not None:
-            levels = self._levels()
-            x = levels.model_sample(sample, timestep).to(results[steps.passes[0]].dtype)
-            space = {"x": x, "prediction": levels.prediction()}
-        return guide(steps.rule, state=self.state, **options, **space, **predictions)
+        options = {**options, "state": self.state}
+        if steps.rule.lowered.program.reduces and options["numerics"] != "eager":
+            mask = given_mask(self._calls[0], sample, self._per_token)
+            options |= {} if mask is None else {"mask": mask}
+        if steps.rule.lowered.domain is None:
+            return guide(steps.rule, **options, **predictions)
+        levels = self._levels()
+        x = levels.model_sample(sample, timestep).to(results[steps.passes[0]].dtype)
+        return guide_in_space(steps.rule, predictions, x, levels, options)
 
     def _verify(self, made: Tensor, ours: Mapping[str, Tensor]) -> None:
         shown = made

@@ -84,8 +84,8 @@ def guided(
     if form is None and has_guiders(pipe):
         from .by_guiders import guided_by_guiders  # Imports diffusers' guiders, which an older diffusers has not.
 
-        options = {"params": params, "numerics": numerics, "gate": gate, "frame_dim": frame_dim}
-        with guided_by_guiders(pipe, rule, conditions or {}, backend, frame_scales, options) as run:
+        others = {"params": params, "numerics": numerics, "gate": gate, "frame_dim": frame_dim}
+        with guided_by_guiders(pipe, rule, conditions or {}, backend, frame_scales, others) as run:
             yield run
         return
     form = form_of(pipe) if form is None else form
