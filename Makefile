@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo test test-fast bench bench-compare hosts check docs clean
+.PHONY: help demo test test-fast soak bench bench-compare hosts check docs clean
 
 help:
 	@echo "make demo   guide a real diffusion model; pictures and tables in outputs/demo"
 	@echo "make test   the test suite"
 	@echo "make test-fast  the part of it that takes a few minutes"
+	@echo "make soak   random calls, damaged files, kills and memory over SOAK=200 examples, an hour or so"
 	@echo "make bench  measure this machine against the peers, in minutes; results and report in outputs/bench"
 	@echo "make bench-compare  measure again, in outputs/bench, and fail if a ratio to a peer fell, twice, beyond the noise"
 	@echo "make hosts  diffusers' own fast tests beside themselves under guided and fuse; a table in benchmarks/results"
@@ -35,6 +36,10 @@ test: $(VENV)/.ready
 
 test-fast: $(VENV)/.ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not export and not hosts"
+
+soak: export SOAK ?= 200
+soak: $(VENV)/.ready
+	$(BIN)/python -m pytest tests/soak
 
 bench: $(VENV)/.ready
 	$(BIN)/fastcfg bench

@@ -147,8 +147,6 @@ def _rest() -> Iterator[dict[str, Any]]:
         for provider, ratio in {"fastcfg": 1.0, "eager torch": 1.5, "outside": 0.9}.items()
     ]  # fmt: skip
     yield {"kind": "export", "environment": WHERE, "rows": rows}
-    rows = [{"run": "fuzz", "calls": 1000, "seconds": 9.5, "failures": 0, "figures": {"peak_mb": 12.5, "seeds": 3}}]
-    yield {"kind": "reliability", "environment": WHERE, "minutes": 1.5, "rows": rows}
 
 
 def results() -> dict[str, dict[str, Any]]:

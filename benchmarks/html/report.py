@@ -97,8 +97,8 @@ def _lead(found: Folder) -> str:
     machines = [name for name in hardware if name != "unknown"]
     where = f" on {listed(machines)}" if machines else ""
     return (
-        f"What fastcfg costs and gives beside the code that it replaces, measured{where}: speed, accuracy, quality and "
-        "reliability, with the rows where there is nothing to gain."
+        f"What fastcfg costs and gives beside the code that it replaces, measured{where}: speed, accuracy and "
+        "quality, with the rows where there is nothing to gain."
     )
 
 

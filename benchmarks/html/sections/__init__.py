@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..content import Section
 from ..results import Result
-from . import distillation, export, gating, kernels, parallel, quality, reliability, scaling, steps
+from . import distillation, export, gating, kernels, parallel, quality, scaling, steps
 
 __all__ = ["PARTS", "Part"]
 
@@ -38,5 +38,4 @@ PARTS = (
     Part("Distillation", ("distillation",), "python -m benchmarks.distillation", distillation.build),
     Part("Export parity", ("export-parity",), "python -m benchmarks.export", export.build),
     Part("Guidance inside a graph", ("export",), "fastcfg bench", export.graph_steps),
-    Part("Reliability", ("reliability",), "python -m benchmarks.reliability", reliability.build),
 )

@@ -11,8 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["LAYOUTS", "VALUES", "Placed", "bits", "place", "values"]
-
 LAYOUTS = ("contiguous", "sliced", "strided", "transposed", "channels", "flipped", "expanded", "offset", "negated")
 VALUES = ("normal", "normal", "far", "large", "small", "subnormal", "constant", "zero", "equal", "integers", "sparse")
 CANARY = 12345.0
@@ -34,6 +32,11 @@ class Placed:
     buffer: Tensor
     inside: Tensor
     before: Tensor
+
+    @property
+    def writable(self) -> bool:
+        """Whether each element has a place of its own, and no negation."""
+        return not self.tensor.is_neg() and 0 not in self.tensor.stride()
 
     def strayed(self) -> bool:
         """Whether an element of the buffer outside the tensor changed."""

@@ -8,14 +8,10 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from .outcome import Wrong
-
-__all__ = ["HOW", "Ended", "aside", "contents"]
 
 HOW = ("seconds", "operation", "bytes", "full")
 """What ends a process: a time, the operation of a number, a file's size; or no room is left, which is an error."""
@@ -47,7 +43,7 @@ def aside(work: Callable[[], Any], folder: Path, how: str = "", at: float = 0) -
         how: of :data:`HOW`; at: after so many seconds, before the operation of this number, at so many bytes.
 
     Raises:
-        Wrong: if it hangs, or dies without having been killed.
+        AssertionError: if it hangs, or dies without having been killed.
     """
     receive, send = os.pipe()
     began = time.monotonic()
@@ -65,7 +61,7 @@ def aside(work: Callable[[], Any], folder: Path, how: str = "", at: float = 0) -
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number != {"seconds": signal.SIGKILL, "operation": signal.SIGKILL, "bytes": signal.SIGXFSZ}.get(how):
-            raise Wrong(f"process: died of {signal.Signals(number).name}")
+            raise AssertionError(f"process: died of {signal.Signals(number).name}")
         return Ended(killed=True, seconds=seconds)
     return Ended(**json.loads(said), seconds=seconds)
 
@@ -103,7 +99,7 @@ def _all_of(descriptor: int, child: int) -> str:
     def hangs(*_: Any) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        raise Wrong(f"process: hangs for {PATIENCE:g} s")
+        raise AssertionError(f"process: hangs for {PATIENCE:g} s")
 
     before = signal.signal(signal.SIGALRM, hangs)
     signal.setitimer(signal.ITIMER_REAL, PATIENCE)
@@ -113,8 +109,3 @@ def _all_of(descriptor: int, child: int) -> str:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def contents(folder: Path) -> Mapping[str, int]:
-    """The files below a folder and their sizes."""
-    return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
