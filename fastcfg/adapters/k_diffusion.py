@@ -100,7 +100,7 @@ class CFGDenoiser:
 
     def reset(self) -> None:
         """Begin a new run: forget what the rule remembers."""
-        self.state.reset()
+        self.state.restart()
         self._last = None
 
     def __call__(
@@ -170,7 +170,7 @@ class CFGDenoiser:
         if guided.gate is None and not (lowered.extras or lowered.updates):
             return
         if self._last is not None and (self._last.shape != sigma.shape or bool((sigma > self._last).any())):
-            self.state.reset()
+            self.state.restart()
         self._last = sigma
 
     def _step(self, guided: GuidedDenoiser, sigma: Tensor) -> tuple[int | None, int | None, float | None]:

@@ -114,6 +114,11 @@ def launch(
         raise ValueError(f"state: {type(rule).__name__} carries {names}; give state=fastcfg.State(), one for a request")
     memory = State() if state is None else state
     acc = accumulator(first.dtype)
+    if missing := [name for name in lowered.given if name not in memory]:
+        raise ValueError(
+            f"state: {type(rule).__name__} reads {missing[0]!r}, which the caller gives; put it there before the first "
+            f"call, as state[{missing[0]!r}] = tensor of the predictions' shape"
+        )
     extras = [memory[n] if n in memory else torch.zeros_like(first, dtype=acc) for n in lowered.extras]
     extras += tail
     if targets is None:
@@ -137,5 +142,5 @@ def launch(
         stats=stats_out,
     )
     for name, result in zip(lowered.updates, results[len(targets) :], strict=True):
-        memory[name] = result
+        memory.remember(name, result)
     return results[: len(targets)]

@@ -31,19 +31,48 @@ class State:
         self.arriving: Callable[[bool], Mapping[str, float] | None] | None = None
         self.seen: dict[str, Any] = {}
         self._tensors: dict[str, Tensor] = {}
+        self._remembered: set[str] = set()
+        self._rows: set[str] = set()
         self.load_state_dict(tensors or {})
 
     def __getitem__(self, name: str) -> Tensor:
+        self._own(name)
         return self._tensors[name]
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
         self._tensors[name] = tensor
+        self._remembered.discard(name)
+        self._rows.discard(name)
+
+    def remember(self, name: str, tensor: Tensor, *, row: bool = False) -> None:
+        """Put in what a rule remembers, which :meth:`restart` forgets.
+
+        Args:
+            row: it is a view of a batch's tensor, which is copied before anyone but :func:`gather_states` gets it.
+        """
+        self._tensors[name] = tensor
+        self._remembered.add(name)
+        if row:
+            self._rows.add(name)
+        else:
+            self._rows.discard(name)
+
+    def own(self) -> None:
+        """Copy what is a row of a batch's tensor, so that this state alone holds it."""
+        for name in list(self._rows):
+            self._own(name)
+
+    def _own(self, name: str) -> None:
+        if name in self._rows:
+            self._tensors[name] = self._tensors[name].clone()
+            self._rows.discard(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
 
     def get(self, name: str) -> Tensor | None:
         """The tensor, or None."""
+        self._own(name)
         return self._tensors.get(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -59,9 +88,32 @@ class State:
     def reset(self) -> None:
         """Forget everything."""
         self._tensors.clear()
+        self._remembered.clear()
+        self._rows.clear()
         self.numbers.clear()
         self.seen.clear()
         self.arriving = None
+
+    def restart(self) -> None:
+        """Forget what rules remember, and keep what the caller has put in (a stock noise), as a new run begins."""
+        for name in self._remembered:
+            self._tensors.pop(name, None)
+        self._remembered.clear()
+        self._rows.clear()
+        self.numbers.clear()
+        self.seen.clear()
+        self.arriving = None
+
+    def kept(self) -> Callable[[], None]:
+        """Return what brings back all that the state holds now: tensors, which no step writes into, and numbers."""
+        tensors, numbers, seen = dict(self._tensors), dict(self.numbers), dict(self.seen)
+        remembered, rows, arriving = set(self._remembered), set(self._rows), self.arriving
+
+        def back() -> None:
+            self._tensors, self.numbers, self.seen = tensors, numbers, seen
+            self._remembered, self._rows, self.arriving = remembered, rows, arriving
+
+        return back
 
     def settle(self, wait: bool = True) -> None:
         """Bring numbers that have arrived from a device into :attr:`numbers`; with ``wait``, those on their way too."""
@@ -75,6 +127,7 @@ class State:
         It waits for numbers that are still on a device.
         """
         self.settle()
+        self.own()
         numbers = {_NUMBER + name: torch.tensor(value, dtype=torch.float64) for name, value in self.numbers.items()}
         return self._tensors | numbers
 
@@ -82,6 +135,7 @@ class State:
         """Replace everything by what :meth:`state_dict` gave."""
         self.arriving = None
         self.seen = {}
+        self._remembered, self._rows = set(), set()
         self._tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_NUMBER)}
         self.numbers = {
             name.removeprefix(_NUMBER): tensor.item() for name, tensor in tensors.items() if name.startswith(_NUMBER)
@@ -99,7 +153,7 @@ def gather_states(states: Sequence[State], names: Iterable[str]) -> State:
     """
     batch = State()
     for name in names:
-        rows = [state.get(name) for state in states]
+        rows = [state._tensors.get(name) for state in states]
         first = next((row for row in rows if row is not None), None)
         if first is not None:
             whole = [torch.zeros_like(first) if row is None else row for row in rows]
@@ -109,10 +163,10 @@ def gather_states(states: Sequence[State], names: Iterable[str]) -> State:
 
 
 def scatter_states(batch: State, states: Sequence[State], names: Iterable[str]) -> None:
-    """The rows of a batch's tensors into its requests' states, as views."""
+    """The rows of a batch's tensors into its requests' states: views, which a state copies before it gives them out."""
     for name in names:
         for state, row in zip(states, torch.split(batch[name], 1), strict=True):
-            state[name] = row
+            state.remember(name, row, row=True)
 
 
 def _whole(rows: Sequence[Tensor]) -> Tensor | None:

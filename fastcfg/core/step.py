@@ -108,6 +108,11 @@ def guide_step(
     if step.keeps_x0:
         if state is None:
             raise ValueError("state: the solver reads the clean sample of the step before; give state=fastcfg.State()")
+        if PREVIOUS_X0 not in memory and not isinstance(step.previous_x0, Tensor) and step.previous_x0 != 0:
+            raise ValueError(
+                f"state: step {step.index} of the solver reads {PREVIOUS_X0!r}, the clean sample of the step before; "
+                "begin with the first step of a sampler, or give the state of the step before"
+            )
         tail.append(memory[PREVIOUS_X0] if PREVIOUS_X0 in memory else torch.zeros_like(x, dtype=acc))
         targets.append((1, acc))
     if noise is not None:
@@ -129,7 +134,7 @@ def guide_step(
         stats_out=stats_out,
     )
     if step.keeps_x0:
-        memory[PREVIOUS_X0] = results[1]
+        memory.remember(PREVIOUS_X0, results[1])
     return results[0]
 
 

@@ -197,7 +197,7 @@ class CapturedStep:
         denoiser.count(planned)
         if state is not None:
             for name, tensor in zip(kept, others, strict=False):
-                state[name] = tensor.clone()
+                state.remember(name, tensor.clone())
             measured = others[-1].clone() if len(others) > len(kept) else None
             denoiser.note(planned, state, step, measured, conditions, x)
         return result.clone()

@@ -260,8 +260,8 @@ class Gating:
                     found = torch.cat([found[:1], measure_delta(own, own, cond, self.merge)[1:]])
                 measured.append(found)
             if self.gate.weights is not None:
-                state[_before(name)] = old
-            state[_delta(name)] = delta
+                state.remember(_before(name), old)
+            state.remember(_delta(name), delta)
         return torch.stack(measured) if measured else None
 
     def note(self, planned: PassPlan, state: State, step: int, measured: Tensor | None, origin: Origin) -> None:

@@ -21,11 +21,11 @@ from ..prediction import Prediction
 from ..rules import Rule
 from ..schedules import check_step
 from ..validate import check_tensor
-from .batching import Buffers, Padding
+from .batching import Buffers, Padding, stack_arguments
 from .gates import Gate
 from .guided import GuidedDenoiser
 from .one_thread import one_thread
-from .passes import Pass
+from .passes import Pass, passes_of, prediction_of
 from .planner import PassPlan, check_conditions
 from .report import PassReport
 from .structure import structure_of
@@ -132,30 +132,102 @@ class Requests:
             step, state: where it stands, for one that comes from elsewhere.
 
         Raises:
-            TypeError, ValueError: naming the argument.
+            TypeError, ValueError: naming the request and the argument; nothing is kept of it then.
         """
         if id in self._requests:
             raise ValueError(f"id: {id!r} is in the batch already")
-        rule = self._default.rule if rule is None else rule
-        if (rule, gate) not in self._denoisers:
-            self._denoisers[rule, gate] = self._default.with_rule(rule, gate)
-        denoiser = self._denoisers[rule, gate]
-        request = Request(id, denoiser, conditions, num_steps, step, State() if state is None else state)
-        check_conditions(rule, conditions)
-        check_step(step, num_steps)
+        own = State() if state is None else state
+        try:
+            if not isinstance(own, State):
+                raise TypeError(f"state: expected a fastcfg.State, got {type(own).__name__}")
+            check_step(step, num_steps)
+            denoiser = self._denoiser(rule, gate, conditions, own, None)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"id: {id!r} is refused: {error}") from error
+        request = Request(id, denoiser, conditions, num_steps, step, own)
         self._requests[id] = request
         return request
+
+    def change(
+        self, id: Hashable, *, rule: Rule | None = None, gate: Gate | None = None, conditions: Conditions | None = None
+    ) -> Request:
+        """Give a request another rule (another scale, say), gate or conditions from its next step on.
+
+        Its step and what it remembers stay.
+
+        Args:
+            rule, gate, conditions: as for :meth:`add`; None leaves rule and conditions as they are, and the gate too
+                where the rule stays.
+
+        Raises:
+            TypeError, ValueError: naming the request and the argument; nothing has changed then.
+        """
+        if id not in self._requests:
+            raise ValueError(f"id: {id!r} is not in the batch, which has {list(self._requests)}")
+        request = self._requests[id]
+        before = request.denoiser
+        if rule is None:
+            [(rule, kept)] = [key for key, made in self._denoisers.items() if made is before]
+            gate = kept if gate is None else gate
+        chosen = request.conditions if conditions is None else conditions
+        try:
+            denoiser = self._denoiser(rule, gate, chosen, request.state, request)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"id: {id!r} is left as it was: {error}") from error
+        request.denoiser, request.conditions = denoiser, chosen
+        self._let_go(before)
+        return request
+
+    def _denoiser(
+        self, rule: Rule | None, gate: Gate | None, conditions: Conditions, state: State, request: Request | None
+    ) -> GuidedDenoiser:
+        """The denoiser of a rule, kept only if the conditions and the state fit it and each other."""
+        rule = self._default.rule if rule is None else rule
+        if not isinstance(rule, Rule):
+            raise TypeError(f"rule: expected a fastcfg rule, got {type(rule).__name__}")
+        if not isinstance(conditions, Mapping):
+            raise TypeError(f"conditions: expected a mapping from names to keyword arguments, got {conditions!r}")
+        check_conditions(rule, conditions)
+        if missing := [name for name in rule.lowered.given if name not in state]:
+            raise ValueError(f"state: {type(rule).__name__} reads {missing[0]!r}, which the caller puts there")
+        denoiser = self._denoisers.get((rule, gate))
+        if denoiser is None:
+            denoiser = self._default.with_rule(rule, gate)
+        self._check_alike(passes_of(rule.conditions, conditions, denoiser.model, prediction_of), request)
+        self._denoisers[rule, gate] = denoiser
+        return denoiser
+
+    def _check_alike(self, passes: Sequence[Pass], request: Request | None) -> None:
+        """Raise unless passes could share a call of the model with each other and with a request that is there."""
+        others = [other for other in self._requests.values() if other is not request][:1]
+        known = [
+            one
+            for other in others
+            for one in passes_of(tuple(other.conditions), other.conditions, other.denoiser.model, prediction_of)
+        ]
+        for one in passes:
+            if not isinstance(one.kwargs, Mapping):
+                raise TypeError(
+                    f"conditions: {one.name!r}: expected keyword arguments, got {type(one.kwargs).__name__}"
+                )
+        for one in passes:
+            alike = [o for o in (*passes, *known) if o.model is one.model and o.context == one.context]
+            stack_arguments([o.name for o in alike], [o.kwargs for o in alike], 1, self._padding)
+
+    def _let_go(self, denoiser: GuidedDenoiser) -> None:
+        """Forget a denoiser that no request has: rules come without end where each request has a scale of its own."""
+        if denoiser is not self._default and all(own.denoiser is not denoiser for own in self._requests.values()):
+            self._denoisers = {key: kept for key, kept in self._denoisers.items() if kept is not denoiser}
 
     def remove(self, id: Hashable) -> Request:
         """Take a request out of the batch, with its state."""
         if id not in self._requests:
             raise ValueError(f"id: {id!r} is not in the batch, which has {list(self._requests)}")
         request = self._requests.pop(id)
-        own = request.denoiser
-        if own is not self._default and all(other.denoiser is not own for other in self._requests.values()):
-            self._denoisers = {
-                key: kept for key, kept in self._denoisers.items() if kept is not own
-            }  # Rules come without end where each request has a scale of its own.
+        # What it leaves with is its own, and those that stay keep no batch alive that it was part of.
+        for one in (request, *self._requests.values()):
+            one.state.own()
+        self._let_go(request.denoiser)
         return request
 
     def _plan(self, request: Request, sigma: float | None, row: Tensor) -> PassPlan:
@@ -187,7 +259,8 @@ class Requests:
             ``[B, ...]`` in the model's output dtype.
 
         Raises:
-            TypeError, ValueError: naming the argument; no request has moved on then.
+            TypeError, ValueError: naming the argument. Whatever is raised, no request has moved on, and what each
+                remembers is what it was.
         """
         requests = list(self._requests.values())
         check_tensor("x", x)
@@ -197,6 +270,28 @@ class Requests:
             raise ValueError(f"t: expected a tensor [{len(requests)}], got {t!r}")
         if sigmas is not None and len(sigmas) != len(requests):
             raise ValueError(f"sigmas: expected {len(requests)} noise levels, got {len(sigmas)}")
+        kept = [request.state.kept() for request in requests]
+        try:
+            plans, result = self._step(requests, x, t, sigmas, prediction)
+        except BaseException:
+            for back in kept:
+                back()
+            raise
+        for request, planned in zip(requests, plans, strict=True):
+            request.step += 1
+            for report in (self._report, request.report):
+                report.count(len(planned.passes), planned.saved_by)
+        return result
+
+    def _step(
+        self,
+        requests: Sequence[Request],
+        x: Tensor,
+        t: Tensor,
+        sigmas: Sequence[float] | None,
+        prediction: Prediction | None,
+    ) -> tuple[list[PassPlan], Tensor]:
+        """The requests' plans, and the guided predictions."""
         plans = [
             self._plan(request, None if sigmas is None else sigmas[i], x[i : i + 1])
             for i, request in enumerate(requests)
@@ -222,11 +317,7 @@ class Requests:
                     result = guided.new_empty(len(requests), *guided.shape[1:])
                 result.index_copy_(0, _index(group.members, x.device), guided)
         assert result is not None
-        for request, planned in zip(requests, plans, strict=True):
-            request.step += 1
-            for report in (self._report, request.report):
-                report.count(len(planned.passes), planned.saved_by)
-        return result
+        return plans, result
 
     def _run(self, x: Tensor, t: Tensor, rows: Sequence[tuple[int, Pass]]) -> tuple[Tensor, dict[tuple[int, str], int]]:
         """Run one pass a row; returns the predictions ``[rows, ...]`` and the row of each (member, pass)."""

@@ -54,7 +54,8 @@ class Lowered:
         predictions: names in the difference basis' order, the base first.
         stages: the rule's formula, then its modifiers, innermost first.
         params: values by public name.
-        extras: tensors of the state that the formulas read; a missing one is zero.
+        extras: tensors of the state that the formulas read; a missing one is zero, as before the first step.
+        given: those of them that the caller puts into the state, and that may not be missing.
         updates: tensors of the state that the program's further outputs become.
         dims: dimensions that the sums run over; None is all but the batch.
         domain: the kind of prediction that the formulas work on; None is the model's own.
@@ -67,6 +68,7 @@ class Lowered:
     updates: tuple[str, ...] = ()
     dims: tuple[int, ...] | None = None
     domain: str | None = None
+    given: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._make_variant  # noqa: B018 -- Before Python 3.12 a first read takes a lock, which Dynamo can't trace.

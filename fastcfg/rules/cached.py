@@ -129,6 +129,8 @@ class ResidualCFG(Rule):
         scale: guidance scale; delta: weight of the stock noise, which the caller puts into ``state["stock"]``
             (the initial noise, or the noise that leads to it).
 
+    A state without it is refused: zero in its place would be ``scale * cond``.
+
     Source: Kodaira et al., 2312.12491, eq. 5.
     """
 
@@ -148,4 +150,4 @@ class ResidualCFG(Rule):
 
     def lower(self) -> Lowered:
         params = {"scale": self.scale, "delta": self.delta}
-        return Lowered(self.conditions, (fk.Stage(from_stock),), params, extras=("stock",))
+        return Lowered(self.conditions, (fk.Stage(from_stock),), params, extras=("stock",), given=("stock",))

@@ -43,7 +43,7 @@ class Memory:
     def follow(self, sigma: Tensor) -> State:
         """The state at a noise level; one above the last begins anew, as for ComfyUI's APG."""
         if self.sigma is not None and bool((sigma > self.sigma).any()):
-            self.state.reset()
+            self.state.restart()
         self.sigma = sigma
         return self.state
 

@@ -126,7 +126,7 @@ def test_the_step_is_that_of_the_guided_prediction(rule: Rule, path: str) -> Non
 
 def test_a_rule_with_a_memory_keeps_it() -> None:
     rule = APG(5.0, eta=0.3, norm_threshold=4.0, momentum=-0.5)
-    step = sampler().steps[1]
+    step = sampler().steps[0]
     given = draw(rule, torch.float32)
     x = given["cond"] * 0.5
     alone, both = State(), State()

@@ -5,6 +5,7 @@ import torch
 from conformance.cases import draw
 
 from fastcfg import APG, CFG, APGMix, GatedCFG, ResidualCFG, State, guide
+from fastcfg.core.state import gather_states, scatter_states
 
 
 def test_it_is_a_mapping_of_tensors() -> None:
@@ -127,3 +128,46 @@ def test_stock_noise_may_have_the_predictions_dtype(backend: str) -> None:
         for s in (stock, stock.float())
     ]
     assert torch.equal(*results)
+
+
+def test_a_stock_noise_that_is_missing_is_an_error() -> None:
+    cond = torch.ones(2, 5)
+    with pytest.raises(ValueError, match=r"state: ResidualCFG reads 'stock', which the caller gives; put it there"):
+        guide(ResidualCFG(2.0), state=State(), cond=cond)
+
+
+def test_a_new_run_forgets_what_rules_remember_and_nothing_else() -> None:
+    predictions = draw(("uncond", "cond"), (2, 4, 6, 6), torch.float32)
+    state = State({"stock": torch.ones(2, 4, 6, 6)})
+    guide(APG(3.0, momentum=-0.5), state=state, **predictions)
+    state.numbers["refreshed"] = 3.0
+    assert set(state) == {"stock", "average"}
+    state.restart()
+    assert set(state) == {"stock"} and not state.numbers
+    state.reset()
+    assert not list(state)
+
+
+def test_what_is_kept_comes_back() -> None:
+    predictions = draw(("uncond", "cond"), (2, 4, 6, 6), torch.float32)
+    state = State()
+    guide(APG(3.0, momentum=-0.5), state=state, **predictions)
+    before, back = state["average"], state.kept()
+    guide(APG(3.0, momentum=-0.5), state=state, **predictions)
+    state["stock"] = torch.ones(1)
+    assert not torch.equal(state["average"], before)
+    back()
+    assert state["average"] is before and list(state) == ["average"]
+
+
+def test_rows_of_a_batch_are_copied_before_they_are_given_away() -> None:
+    batch = State({"average": torch.randn(32, 4, 6, 6)})
+    states = [State() for _ in range(32)]
+    scatter_states(batch, states, ["average"])
+    assert gather_states(states, ["average"])["average"] is batch["average"], "a batch that stays is not put together"
+    for give in (lambda s: s["average"], lambda s: s.get("average"), lambda s: s.state_dict()["average"]):
+        scatter_states(batch, states, ["average"])
+        row = give(states[3])
+        assert torch.equal(row, batch["average"][3:4])
+        assert row.untyped_storage().nbytes() == 4 * 6 * 6 * 4, "the storage holds other requests' rows"
+    assert torch.equal(gather_states(states, ["average"])["average"], batch["average"])

@@ -16,6 +16,7 @@ from fastcfg import (
     Prediction,
     Requests,
     Rescale,
+    ResidualCFG,
     Rule,
     State,
     schedules,
@@ -225,3 +226,126 @@ def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match="sigmas: expected 1 noise levels, got 2"):
         batch(noise(0), torch.ones(1), sigmas=[1.0, 2.0])
     assert batch["a"].step == 0
+
+
+class Failing(Model):
+    """A model that raises once, at a chosen call."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        result = super().__call__(x, t, y)
+        if len(self.rows) == self.at:
+            raise RuntimeError("out of memory")
+        return result
+
+
+def _run(requests: Requests, steps: int, x: torch.Tensor) -> list[torch.Tensor]:
+    found = []
+    for step in range(steps):
+        t = torch.full((len(requests),), float(step))
+        try:
+            found.append(requests(x, t))
+        except RuntimeError:
+            found.append(requests(x, t))
+    return found
+
+
+@pytest.mark.parametrize("at", [3, 4, 5])
+def test_a_step_that_raises_changes_nothing(at: int) -> None:
+    x = torch.cat([noise(k) for k in range(3)])
+
+    def made(model: Model) -> Requests:
+        requests = Requests(GuidedDenoiser(model, CFG(3.0)), max_rows=2)  # Several calls of the model a step.
+        rules = (APG(5.0, momentum=-0.5), GatedCFG(4.0, every=3, drift=0.3), CFG(2.0))
+        for k, rule in enumerate(rules):
+            requests.add(k, conditions(rule, k), num_steps=4, rule=rule)
+        return requests
+
+    sound = made(Model())
+    failing = made(Failing(at))
+    for a, b in zip(_run(failing, 4, x), _run(sound, 4, x), strict=True):
+        assert torch.equal(a, b)
+    assert [failing[k].report for k in range(3)] == [sound[k].report for k in range(3)]
+
+
+def test_a_guidance_that_raises_after_another_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.cat([noise(k) for k in range(2)])
+    requests = Requests(GuidedDenoiser(Model(), CFG(3.0)))
+    for k, rule in enumerate((APG(5.0, momentum=-0.5), CFG(2.0, rescale=0.5))):
+        requests.add(k, conditions(rule, k), num_steps=4, rule=rule)
+    requests(x, torch.zeros(2))
+    before = requests[0].state["average"].clone()
+    own = GuidedDenoiser.combine
+
+    def combine(self: GuidedDenoiser, planned: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not isinstance(planned.rule, APG):
+            raise MemoryError("the second group")
+        return own(self, planned, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GuidedDenoiser, "combine", combine)
+        with pytest.raises(MemoryError):
+            requests(x, torch.ones(2))
+    assert torch.equal(requests[0].state["average"], before)
+    assert [requests[k].step for k in range(2)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conditions": {"cond": {"y": torch.ones(1)}}}, r"conditions: CFG takes .* missing \['uncond'\]"),
+        ({"conditions": [1]}, "conditions: expected a mapping"),
+        ({"conditions": {"uncond": {"y": torch.ones(1)}, "cond": 3}}, "conditions: 'cond': expected keyword arguments"),
+        ({"conditions": {"uncond": {"y": torch.ones(1)}, "cond": {"y": torch.ones(1, 2)}}}, "has the shapes"),
+        ({"conditions": {"uncond": {"y": torch.ones(1)}, "cond": {"z": torch.ones(1)}}}, "has arguments"),
+        ({"rule": "CFG"}, "rule: expected a fastcfg rule, got str"),
+        ({"rule": ResidualCFG(2.0), "conditions": {"cond": {"y": torch.ones(1)}}}, "reads 'stock', which the caller"),
+        ({"num_steps": 0}, "num_steps: expected a positive integer, got 0"),
+        ({"step": 9}, r"step: expected an integer in 0 \.\.\. 3, got 9"),
+        ({"state": {}}, "state: expected a fastcfg.State, got dict"),
+    ],
+)
+def test_a_bad_request_is_refused_by_its_id_and_leaves_nothing(change: dict[str, Any], message: str) -> None:
+    requests = Requests(GuidedDenoiser(Model(), CFG(3.0)))
+    requests.add("good", conditions(CFG(), 0), num_steps=4)
+    for k in range(20):
+        arguments = {"conditions": conditions(CFG(), 1), "num_steps": 4, "rule": CFG(4.0 + k)} | change
+        with pytest.raises((TypeError, ValueError), match=f"id: 'bad' is refused: .*{message}"):
+            requests.add("bad", **arguments)
+    assert requests.ids == ("good",) and len(requests._denoisers) == 1
+
+
+def test_a_scale_or_rule_changes_in_flight() -> None:
+    x = noise(0)
+    requests = Requests(GuidedDenoiser(Model(), CFG(3.0)))
+    first, second = APG(5.0, momentum=-0.5), APG(2.0, momentum=-0.5)
+    requests.add("a", conditions(first, 0), num_steps=3, rule=first)
+    alone, state = Model(), State()
+    for step, rule in enumerate((first, second, CFG(1.5))):
+        if step:
+            requests.change("a", rule=rule)
+        expected = GuidedDenoiser(alone, rule)(
+            x, torch.tensor([float(step)]), conditions=conditions(rule, 0), step=step, num_steps=3, state=state
+        )
+        # A number may take another path than one number a request.
+        torch.testing.assert_close(requests(x, torch.tensor([float(step)])), expected, rtol=2.0**-21, atol=2.0**-21)
+    assert len(requests._denoisers) == 2, "denoisers of rules that no request has any more"
+    with pytest.raises(ValueError, match=r"id: 'a' is left as it was: .*missing \['negative'\]"):
+        requests.change("a", rule=PerpNeg(5.0, (1.0,)))
+    assert requests["a"].denoiser.rule == CFG(1.5)
+
+
+def test_a_request_that_leaves_takes_its_own_rows_and_no_others() -> None:
+    count, rule = 8, APG(5.0, momentum=-0.5)
+    requests = Requests(GuidedDenoiser(Model(), rule))
+    for k in range(count):
+        requests.add(k, conditions(rule, k), num_steps=4)
+    requests(torch.cat([noise(k) for k in range(count)]), torch.zeros(count))
+    own = noise(0).nbytes
+    for k in range(count - 1):
+        left = requests.remove(k).state
+        kept = [left, *(requests[other].state for other in requests.ids)]
+        assert all(state._tensors["average"].untyped_storage().nbytes() == own for state in kept)

@@ -290,7 +290,7 @@ class FusedGuider(StepGuider):
         super().set_state(step, num_inference_steps, timestep)
         self._served = False
         if begins:
-            self._state.reset()
+            self._state.restart()
         self._refresh()
 
     def get_state(self) -> dict[str, Any]:

@@ -109,6 +109,7 @@ class PipelineGuidance:
                 taken.add(self._source(rule, name))
         if unused := sorted(set(conditions) - taken):
             raise ValueError(f"conditions: {', '.join(unused)}: no prediction that the rule takes")
+        self.state = State()
         self._begin()
 
     @property
@@ -154,7 +155,7 @@ class PipelineGuidance:
                     components[name] = inner[name]
 
     def _begin(self) -> None:
-        self.state = State()
+        self.state.restart()
         self.step = 0
         self._calls = []
         self._run_length = None
