@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ClassVar, cast
 
 import fastcfg_kernels as fk
+import torch
 from fastcfg_kernels.finite import finite_number
 from fastcfg_kernels.tracing import constant_when_traced, kept_property
 from torch import Tensor
@@ -37,6 +38,8 @@ def number_or_schedule(name: str, value: Any) -> Parameter:
         TypeError: if it is neither. Tensors belong to the call: ``guide(..., params={"scale": tensor})``.
         ValueError: if it is not finite.
     """
+    if type(value) is float and value - value == 0.0:  # A finite one: rules are made anew at every step.
+        return value
     if isinstance(value, Schedule):
         return value
     if isinstance(value, Tensor):
@@ -155,12 +158,39 @@ def _then_prepare(check: Callable[[Any], None]) -> Callable[[Any], None]:
     @wraps(check)
     def prepared(self: Rule) -> None:
         check(self)
+        form = None if torch.compiler.is_dynamo_compiling() else self.lowers_like()
+        if form is not None and (known := _FORMS.get((type(self), form))) is not None:
+            known.give(self)
+            return
         check_condition_names("conditions", self.conditions)
         _ = self.plain, self.numbers, self.lowered.program, self.lowered._variants
         if self.lowered.domain is not None:
             _ = self.lowered.affine_program
+        if form is not None and self.numbers is not None:
+            _FORMS[type(self), form] = _Form(self)
 
     return prepared
+
+
+class _Form:
+    """What rules of one class and :meth:`Rule.lowers_like` share: everything but the values of their parameters."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._names = rule.program.params
+        self._kept = {"plain": rule.plain, "short": rule.short}
+        self._lowered = rule.lowered.__dict__
+
+    def give(self, rule: Rule) -> None:
+        """Fill in what a rule of this form would work out anew."""
+        own = rule.__dict__
+        params = {name: own[name] for name in self._names}
+        lowered = object.__new__(Lowered)
+        lowered.__dict__.update(self._lowered)
+        lowered.__dict__["params"] = params
+        own.update(self._kept, numbers=tuple(params.values()), lowered=lowered)
+
+
+_FORMS: dict[tuple[type[Rule], Hashable], _Form] = {}
 
 
 @dataclass(frozen=True)
@@ -203,6 +233,14 @@ class Rule:
     def lower(self) -> Lowered:
         """Formulas and parameters."""
         raise NotImplementedError
+
+    def lowers_like(self) -> Hashable | None:
+        """What :meth:`lower` depends on but for its parameters' values, so that rules of a form share a program.
+
+        A rule that is made anew at every step gets by with a look-up then. Its program's parameters are fields of the
+        same names. None, the default, lowers each rule by itself, as a rule with schedules has to be.
+        """
+        return None
 
     @property
     def prepares(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,8 +45,11 @@ class CFG(Rule):
     title = "uncond + scale * (cond - uncond)  [2207.12598]"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", number_or_schedule("scale", self.scale))
-        object.__setattr__(self, "rescale", check_share("rescale", self.rescale))
+        scale, rescale = number_or_schedule("scale", self.scale), check_share("rescale", self.rescale)
+        if scale is not self.scale:
+            object.__setattr__(self, "scale", scale)
+        if rescale is not self.rescale:
+            object.__setattr__(self, "rescale", rescale)
         if self.base not in ("uncond", "cond"):
             raise ValueError(f"base: expected 'uncond' or 'cond', got {self.base!r}")
 
@@ -60,6 +63,10 @@ class CFG(Rule):
         u, c = predictions["uncond"], predictions["cond"]
         result: Tensor = (u if self.base == "uncond" else c) + params["scale"] * (c - u)
         return result
+
+    def lowers_like(self) -> Hashable | None:
+        numbers = type(self.scale) is float and type(self.rescale) is float
+        return (self.base, self.rescale != 0.0) if numbers else None
 
     def lower(self) -> Lowered:
         formula = cfg_from_uncond if self.base == "uncond" else cfg_from_cond
@@ -99,6 +106,9 @@ class NegativePrompt(Rule):
         n, c = predictions["negative"], predictions["cond"]
         result: Tensor = n + params["scale"] * (c - n)
         return result
+
+    def lowers_like(self) -> Hashable | None:
+        return "negative" if type(self.scale) is float else None
 
     def lower(self) -> Lowered:
         return Lowered(self.conditions, (fk.Stage(cfg_from_uncond),), {"scale": self.scale})

@@ -73,7 +73,7 @@ def sqrt(x: Any, _semantic: Any = None) -> Any:
             return tl.sqrt(x, **_kwargs(_semantic))
         return tl.sqrt_rn(x, **_kwargs(_semantic))
     if isinstance(x, Term):
-        return x.call("std::sqrt", x)
+        return x.call("__builtin_sqrt", x)
     if isinstance(x, torch.Tensor):
         return torch.sqrt(x)
     return math.sqrt(x) if type(x) is float and x >= 0 else np.sqrt(x)
@@ -85,7 +85,7 @@ def exp(x: Any, _semantic: Any = None) -> Any:
     if _in_triton(_semantic, x):
         return tl.exp(x, **_kwargs(_semantic))
     if isinstance(x, Term):
-        return x.call("std::exp", x)
+        return x.call("__builtin_exp", x)
     if isinstance(x, torch.Tensor):
         return torch.exp(x)
     return math.exp(x) if type(x) is float else np.exp(x)
@@ -97,7 +97,7 @@ def log(x: Any, _semantic: Any = None) -> Any:
     if _in_triton(_semantic, x):
         return tl.log(x, **_kwargs(_semantic))
     if isinstance(x, Term):
-        return x.call("std::log", x)
+        return x.call("__builtin_log", x)
     if isinstance(x, torch.Tensor):
         return torch.log(x)
     return math.log(x) if type(x) is float and x > 0 else np.log(x)

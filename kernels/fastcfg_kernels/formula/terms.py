@@ -11,9 +11,9 @@ __all__ = ["Term", "Trace", "literal"]
 def literal(value: float) -> str:
     """A number as a C++ constant, to the bit."""
     if math.isnan(value):
-        return "NAN"
+        return '__builtin_nan("")'
     if math.isinf(value):
-        return "INFINITY" if value > 0 else "-INFINITY"
+        return "__builtin_inf()" if value > 0 else "-__builtin_inf()"
     return float(value).hex()
 
 
@@ -88,7 +88,7 @@ class Term:
         return self.trace.bind(f"-{self.name}")
 
     def __abs__(self) -> Term:
-        return self.call("std::fabs", self)
+        return self.call("__builtin_fabs", self)
 
     def __lt__(self, other: Any) -> Term:
         return self._binary("<", self, other, "bool")

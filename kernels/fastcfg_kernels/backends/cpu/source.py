@@ -208,7 +208,11 @@ class _Writer:
         for (start += BLOCK; start < stop; start += BLOCK) sums.add(next());
         return sums;
     }};
-    std::unique_ptr<Sums[]> parts(chunks > 1 ? new Sums[work] : nullptr);
+    struct Parts {{
+        Sums* at;
+        ~Parts() {{ delete[] at; }}
+        Sums& operator[](int64_t k) {{ return at[k]; }}
+    }} parts{{chunks > 1 ? new Sums[work] : nullptr}};
 """
         partial = """\
         if (chunks > 1) {

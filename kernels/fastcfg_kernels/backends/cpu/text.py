@@ -3,15 +3,11 @@
 __all__ = ["BFLOAT16", "FLOAT16", "HEAD", "PARTS", "SUMS"]
 
 HEAD = """\
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <memory>
+// Headers of the library take three times as long to read as all else that the compiler does.
+#include <stdint.h>
 #ifdef _OPENMP
-#include <omp.h>
-#endif
-#ifdef __SSE2__
-#include <immintrin.h>
+extern "C" int omp_get_thread_num(void);
+extern "C" int omp_get_num_threads(void);
 #endif
 
 // No fused multiply-add in the formula: a difference of equal products is zero.
@@ -37,37 +33,40 @@ static inline double minimum(double a, double b) { return a != a || b != b ? a +
 static inline double maximum(double a, double b) { return a != a || b != b ? a + b : a > b ? a : b; }
 static inline vec all(acc value) { return vec{} + value; }
 static inline acc first(const acc* p) { return *p; }
-static inline vec load(const acc* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
-static inline void store(acc* p, vec v) { std::memcpy(p, &v, sizeof v); }
+static inline vec load(const acc* p) { vec v; __builtin_memcpy(&v, p, sizeof v); return v; }
+static inline void store(acc* p, vec v) { __builtin_memcpy(p, &v, sizeof v); }
 """
 
 BFLOAT16 = """\
 struct bfloat16 { uint16_t bits; };
 static inline vec load(const bfloat16* p) {
     halves h;
-    std::memcpy(&h, p, sizeof h);
+    __builtin_memcpy(&h, p, sizeof h);
     words w = __builtin_convertvector(h, words) << 16;
     vec v;
-    std::memcpy(&v, &w, sizeof v);
+    __builtin_memcpy(&v, &w, sizeof v);
     return v;
 }
 static inline void store(bfloat16* p, vec v) {
     words w;
-    std::memcpy(&w, &v, sizeof w);
+    __builtin_memcpy(&w, &v, sizeof w);
     words rounded = (w + 0x7fffu + ((w >> 16) & 1u)) >> 16;
     rounded = (w & 0x7fffffffu) > 0x7f800000u ? words{} + 0x7fc0u : rounded;
     halves h = __builtin_convertvector(rounded, halves);
-    std::memcpy(p, &h, sizeof h);
+    __builtin_memcpy(p, &h, sizeof h);
 }
 static inline acc first(const bfloat16* p) {
     uint32_t w = uint32_t(p->bits) << 16;
     float f;
-    std::memcpy(&f, &w, sizeof f);
+    __builtin_memcpy(&f, &w, sizeof f);
     return f;
 }
 """
 
 FLOAT16 = """\
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 typedef _Float16 float16;
 typedef float16 shorts __attribute__((vector_size(32)));
 #ifdef __AVX512F__
@@ -82,24 +81,24 @@ static inline vec load(const float16* p) {
     __m256 part[2];
     for (int k = 0; k < 2; ++k) part[k] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8 * k)));
     vec v;
-    std::memcpy(&v, part, sizeof v);
+    __builtin_memcpy(&v, part, sizeof v);
     return v;
 }
 static inline void store(float16* p, vec v) {
     __m256 part[2];
-    std::memcpy(part, &v, sizeof v);
+    __builtin_memcpy(part, &v, sizeof v);
     for (int k = 0; k < 2; ++k)
         _mm_storeu_si128((__m128i*)(p + 8 * k), _mm256_cvtps_ph(part[k], _MM_FROUND_TO_NEAREST_INT));
 }
 #else
 static inline vec load(const float16* p) {
     shorts h;
-    std::memcpy(&h, p, sizeof h);
+    __builtin_memcpy(&h, p, sizeof h);
     return __builtin_convertvector(h, vec);
 }
 static inline void store(float16* p, vec v) {
     shorts h = __builtin_convertvector(v, shorts);
-    std::memcpy(p, &h, sizeof h);
+    __builtin_memcpy(p, &h, sizeof h);
 }
 #endif
 static inline acc first(const float16* p) { return acc(*p); }
@@ -108,15 +107,23 @@ static inline acc first(const float16* p) { return acc(*p); }
 PARTS = """\
 template <typename T> static inline vec load_part(const T* p, int64_t size) {
     T buffer[LANES] = {};
-    std::memcpy(buffer, p, size * sizeof(T));
+    __builtin_memcpy(buffer, p, size * sizeof(T));
     return load(buffer);
 }
 template <typename T> static inline void store_part(T* p, vec v, int64_t size) {
     T buffer[LANES];
     store(buffer, v);
-    std::memcpy(p, buffer, size * sizeof(T));
+    __builtin_memcpy(p, buffer, size * sizeof(T));
 }
 #ifdef __SSE2__
+#ifdef __clang__
+#define PAST(type, write, to, from) __builtin_nontemporal_store(*(const type*)(from), (type*)(to))
+#else
+#define PAST(type, write, to, from) write((type*)(to), *(const type*)(from))
+#endif
+typedef long long two __attribute__((vector_size(16), may_alias));
+typedef long long four __attribute__((vector_size(32), may_alias));
+typedef long long eight __attribute__((vector_size(64), may_alias));
 // Past the caches, to an address that is a multiple of the vector's size.
 template <typename T> static inline void stream(T* p, vec v) {
     alignas(64) T buffer[LANES];
@@ -125,17 +132,14 @@ template <typename T> static inline void stream(T* p, vec v) {
     const char* from = (const char*)buffer;
     int64_t k = 0;
     #ifdef __AVX512F__
-    for (; k + 64 <= int64_t(sizeof buffer); k += 64)
-        _mm512_stream_si512((__m512i*)(to + k), _mm512_load_si512(from + k));
+    for (; k + 64 <= int64_t(sizeof buffer); k += 64) PAST(eight, __builtin_ia32_movntdq512, to + k, from + k);
     #endif
     #ifdef __AVX__
-    for (; k + 32 <= int64_t(sizeof buffer); k += 32)
-        _mm256_stream_si256((__m256i*)(to + k), _mm256_load_si256((const __m256i*)(from + k)));
+    for (; k + 32 <= int64_t(sizeof buffer); k += 32) PAST(four, __builtin_ia32_movntdq256, to + k, from + k);
     #endif
-    for (; k < int64_t(sizeof buffer); k += 16)
-        _mm_stream_si128((__m128i*)(to + k), _mm_load_si128((const __m128i*)(from + k)));
+    for (; k < int64_t(sizeof buffer); k += 16) PAST(two, __builtin_ia32_movntdq, to + k, from + k);
 }
-static inline void streamed() { _mm_sfence(); }
+static inline void streamed() { __builtin_ia32_sfence(); }
 template <typename T> static inline bool streams(const T* p) { return uintptr_t(p) % (LANES * sizeof(T)) == 0; }
 #else
 template <typename T> static inline void stream(T* p, vec v) { store(p, v); }
@@ -152,16 +156,16 @@ static inline vec present(int64_t size) {
 static inline vec only(vec v, vec mask) { return mask != acc(0) ? v : vec{}; }
 typedef double quad __attribute__((vector_size(32)));
 static inline quad wide(const float* p) {
-    typedef float four __attribute__((vector_size(16)));
-    four f;
-    std::memcpy(&f, p, sizeof f);
+    typedef float single __attribute__((vector_size(16)));
+    single f;
+    __builtin_memcpy(&f, p, sizeof f);
     return __builtin_convertvector(f, quad);
 }
-static inline quad wide(const double* p) { quad q; std::memcpy(&q, p, sizeof q); return q; }
+static inline quad wide(const double* p) { quad q; __builtin_memcpy(&q, p, sizeof q); return q; }
 // Lanes a quarter of the vector apart are added first, then two and two.
 static inline double total(vec v) {
     acc lanes[LANES];
-    std::memcpy(lanes, &v, sizeof v);
+    __builtin_memcpy(lanes, &v, sizeof v);
     quad sum = wide(lanes);
     for (int l = 4; l < LANES; l += 4) sum += wide(lanes + l);
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
