@@ -167,6 +167,39 @@ def distill(
         raise fail(error) from None
 
 
+@app.command()
+def tune(
+    source: Annotated[str, typer.Argument(help="A pipeline's folder or name, or demo for the demo's model.")] = "demo",
+    budget: Annotated[float, typer.Option(help="Most passes, as a share of the full guidance's.")] = 0.75,
+    rule: Annotated[str, typer.Option(help="The guidance, as a rule's JSON.")] = '{"type": "CFG", "scale": 3.0}',
+    prompts: Annotated[Path | None, typer.Option(help="File of prompts for a pipeline, a line each.")] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Sampling steps.")] = 20,
+    samples: Annotated[int, typer.Option(min=1, help="Samples of the demo's model.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    metric: Annotated[str, typer.Option(help="MODULE:FUNCTION of the final latents, reported beside the error.")] = "",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the policy, runs and figure.")] = Path(
+        "outputs/tune"
+    ),
+) -> None:
+    """Find the passes that can be left out: a policy that changes the results least within a budget of passes.
+
+    An interrupted search goes on where it stopped. Every host loads the policy: fastcfg.Gate.load(path).
+    """
+    try:
+        from ..rules import Rule
+        from .tune import command, demo_job, pipeline_job
+
+        guidance = Rule.from_json(rule)
+        if source == "demo":
+            job = demo_job(guidance, steps, samples, seed)
+        else:
+            lines = [] if prompts is None else prompts.read_text(encoding="utf-8").splitlines()
+            job = pipeline_job(source, guidance, [line for line in lines if line.strip()], steps, seed)
+        command(job, output, budget, metric)
+    except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
+        raise fail(error) from None
+
+
 for _entry in entry_points(group="fastcfg.commands"):
     # Packages above this one add their commands by this group, so that nothing here imports them.
     app.command(_entry.name)(_entry.load())

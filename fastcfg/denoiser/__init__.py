@@ -8,6 +8,7 @@ from .guided import GuidedDenoiser
 from .passes import Batched, Executor, Pass, Sequential
 from .report import REASONS, PassReport
 from .requests import Request, Requests
+from .tuning import Trial, Tuning, fit_weights, gram_of, linear_weights, tune
 
 __all__ = [
     "REASONS",
@@ -23,4 +24,10 @@ __all__ = [
     "Request",
     "Requests",
     "Sequential",
+    "Trial",
+    "Tuning",
+    "fit_weights",
+    "gram_of",
+    "linear_weights",
+    "tune",
 ]

@@ -29,7 +29,7 @@ class Gate:
             and is 1 elsewhere.
         until: a share of the run, after whose first ``int(until * num_steps)`` steps passes are fresh no more
             (FastVideo's and sglang's gating, ``until=0.6`` say).
-        steps: the steps that are fresh, found by :func:`fastcfg.tune.tune` say, of a run of ``num_steps`` steps.
+        steps: the steps that are fresh, found by :func:`fastcfg.denoiser.tune` say, of a run of ``num_steps`` steps.
         drift: how far a delta may have moved since it was fresh, as a share of its norm; it is taken to move as fast
             as between the two fresh ones before.
         stop: a share of the conditional prediction's norm: once a fresh delta is no longer, the run goes on with
@@ -37,7 +37,7 @@ class Gate:
         cosine: once the cosine of ``cond`` and the other prediction is no smaller, the run goes on with ``cond`` alone
             (Adaptive Guidance; 0.9988 say). Of the model's own predictions, whatever their kind.
         weights: for each step of a run of ``num_steps`` the weights of the last fresh delta and of the one before it,
-            in place of the last alone (LinearAG), fitted by :func:`fastcfg.tune.fit_weights`.
+            in place of the last alone (LinearAG), fitted by :func:`fastcfg.denoiser.fit_weights`.
         num_steps: of the run that ``steps`` and ``weights`` are for.
         space: what deltas are remembered as: ``"x0"``, ``"eps"``, ``"v"``, ``"flow"``; None is what the model predicts.
 
