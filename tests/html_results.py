@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 WHERE = {"device": "cpu", "hardware": "a processor", "threads": 2, "commit": "abc", "versions": {"torch": "2.13.0"}}
 HOSTILE = "</title></style></script><script>alert(1)</script><img src=//evil.example/x onerror=alert(1)>\"'&$\\frac$"
 KEYS_OF_TEXT = frozenset(
@@ -168,10 +166,8 @@ def hostile(value: Any) -> Any:
 
 
 def fill(folder: Path, change: Callable[[Any], Any] = lambda data: data) -> Path:
-    """Write all kinds and their pictures."""
+    """Write all kinds."""
     folder.mkdir(exist_ok=True)
     for kind, data in results().items():
         (folder / f"{kind}.json").write_text(json.dumps(change(data)))
-    for name in ("quality-samples.png", "export-demo.png", "distillation.png"):
-        Image.new("RGB", (200, 40), "navy").save(folder / name)
     return folder

@@ -1,4 +1,4 @@
-"""The report of all results: ``python -m benchmarks.html``, one HTML file for a person to read."""
+"""A folder of results as one HTML file: ``python -m benchmarks.html``."""
 
 from .report import write_report
 
