@@ -18,22 +18,29 @@ Guidance by weights that add to 1 commutes with these maps; rules with norms do 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from fastcfg_kernels.memory import observed
 from torch import Tensor
 
 from .validate import Weight, check_choice, check_tensor, number, weighted_sum, weights_like
 
-__all__ = ["Kind", "Prediction", "affine_map", "convert", "posterior_mean"]
+__all__ = ["Kind", "Prediction", "affine_map", "convert", "domain_map", "latent_at", "posterior_mean"]
 
 Kind = Literal["eps", "x0", "v", "flow", "score"]
 _KINDS = get_args(Kind)
 
 
+def _on_host(*levels: Weight) -> bool:
+    """Whether levels can be looked at without waiting for a device or breaking a trace."""
+    return not any([isinstance(v, Tensor) and (v.device.type != "cpu" or observed()) for v in levels])
+
+
 def _over(numerator: Weight, level: Weight, name: str) -> Weight:
-    if not isinstance(level, Tensor) and level == 0:
+    if _on_host(level) and bool((level == 0).any() if isinstance(level, Tensor) else level == 0):
         raise ValueError(f"{name}: this conversion divides by {name}, which is 0 here")
     return numerator / level
 
@@ -92,6 +99,89 @@ def affine_map(source: Kind, target: Kind, alpha: Weight, sigma: Weight) -> tupl
     if target == "v":
         return alpha * e_x - sigma * x_x, alpha * e_p - sigma * x_p
     return e_x - x_x, e_p - x_p
+
+
+NEAREST = 2.0**-26
+"""How near an end of the noise range is approached, where a space does not depend on the prediction at the end.
+
+The limit there is taken in float64, in which both its own error and the rounding of what it divides by are below that
+of float32. Levels that are still on a device are taken in float32, as near as :data:`NEAR`.
+"""
+
+NEAR = 2.0**-12
+
+_WIDE = 2.0**-8
+"""Below this gain beside the shift, float32 loses more digits than half precision has to spare."""
+
+
+def _vanishing(source: Kind, target: Kind) -> str | None:
+    """The level at whose zero the target does not depend on the prediction any more."""
+    if target in ("eps", "score") and source in ("x0", "v", "flow"):
+        return "alpha"
+    return "sigma" if source == "score" or (target == "x0" and source != "x0") else None
+
+
+def domain_map(prediction: Prediction, domain: Kind) -> tuple[Weight, Weight, bool]:
+    """``(shift, gain)`` of ``shift * x + gain * prediction``, which can be taken back, at every noise level.
+
+    Where the target does not depend on the prediction (the noise that a flow or v model stands for at alpha = 0, the
+    clean sample that eps stands for at sigma = 0), guidance there is a limit: it is taken just beside the end.
+
+    Returns:
+        The coefficients, and whether they are so unlike that the call has to compute in float64.
+
+    Raises:
+        ValueError: naming the level, where the target itself is not defined there (x0 of an eps model at alpha = 0). A
+            level on a device is not looked at.
+    """
+    alpha, sigma = prediction.alpha, prediction.sigma
+    level = _vanishing(prediction.kind, domain)
+    host = _on_host(alpha, sigma)
+    if level is not None:
+        wide_levels = [v.double() if host and isinstance(v, Tensor) else v for v in (alpha, sigma)]
+        own, other = wide_levels if level == "alpha" else wide_levels[::-1]
+        least = NEAREST if host or (isinstance(own, Tensor) and own.dtype == torch.float64) else NEAR
+        own = _at_least(own, other, least)
+        alpha, sigma = (own, other) if level == "alpha" else (other, own)
+    shift, gain = affine_map(prediction.kind, domain, alpha, sigma)
+    if not host or level is None:
+        return shift, gain, False
+    few: Any = _WIDE * _size(shift) > _size(gain)
+    return shift, gain, bool(few.any() if isinstance(few, Tensor) else few)
+
+
+def _size(value: Weight) -> Weight:
+    return value.abs() if isinstance(value, Tensor) else abs(value)
+
+
+def _at_least(level: Weight, other: Weight, share: float) -> Weight:
+    """A level, or that share of the other where it is less."""
+    if not isinstance(level, Tensor) and not isinstance(other, Tensor):
+        return max(level, share * abs(other))
+    least = share * _size(other)
+    level = torch.as_tensor(level) if not isinstance(level, Tensor) else level
+    return torch.maximum(level, torch.as_tensor(least, dtype=level.dtype, device=level.device))
+
+
+def latent_at(
+    x: Tensor, sigma: Tensor, kind: Kind, spaces: Collection[str], *, flow: bool
+) -> tuple[Tensor, Prediction]:
+    """A latent at noise level ``sigma`` and what predictions of a kind are there, as the spaces are defined.
+
+    Args:
+        x: ``x0 + sigma * eps``, or ``(1 - sigma) * x0 + sigma * eps`` where it is a ``flow``.
+        sigma: ``[]`` or ``[B]``, of any dtype: levels are kept in float32 (float64 for float64), where its square is
+            finite for every sampler.
+        spaces: what rules work on, and what the model predicts; for v, x is scaled to a variance-preserving process.
+    """
+    sigma = sigma.to(device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+    if flow:
+        return x, Prediction(kind, 1.0 - sigma, sigma)
+    if "v" not in spaces:
+        return x, Prediction(kind, 1.0, sigma)
+    alpha = torch.rsqrt(1.0 + sigma * sigma)
+    whole = alpha.view(-1, *[1] * (x.dim() - 1)) if alpha.dim() else alpha
+    return (x * whole).to(x.dtype), Prediction(kind, alpha, alpha * sigma)
 
 
 @dataclass(frozen=True)

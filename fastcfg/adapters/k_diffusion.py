@@ -9,12 +9,11 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from ..core.state import State
 from ..denoiser import Gate, GuidedDenoiser
-from ..prediction import Kind, Prediction
+from ..prediction import Kind, Prediction, latent_at
 from ..rules import InDomain, Rule
 from ..schedules import OnAxis, Schedule, SigmaInterval
 from ..validate import check_choice
@@ -189,10 +188,4 @@ class CFGDenoiser:
 
     def _level(self, x: Tensor, sigma: Tensor, domain: str | None) -> tuple[Tensor, Prediction]:
         """The latent and the levels that the spaces are defined for: for v those of a variance-preserving process."""
-        sigma = sigma.to(x.dtype)
-        if self.process == "flow":
-            return x, Prediction(self.kind, 1.0 - sigma, sigma)
-        if "v" not in (self.kind, domain):
-            return x, Prediction(self.kind, 1.0, sigma)
-        alpha = torch.rsqrt(1.0 + sigma * sigma)
-        return x * alpha.view(-1, *[1] * (x.dim() - 1)), Prediction(self.kind, alpha, alpha * sigma)
+        return latent_at(x, sigma, self.kind, {self.kind, domain or self.kind}, flow=self.process == "flow")

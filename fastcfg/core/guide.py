@@ -137,14 +137,14 @@ def guide(
     if numerics != "fp32":
         raise ValueError(f"numerics: expected 'fp32' or 'eager', got {numerics!r}")
     lowered = rule.lowered
-    levels = domain_levels(rule, prediction, x)
+    levels, wide = domain_levels(rule, prediction, x)
     if plain and not (levels or lowered.dims or lowered.extras or lowered.updates):
         return fk.guide_checked(tensors, lowered.program, values, out=out, backend=backend)[0]
     mask = mask if stats or lowered.program.reduces else None
     program = lowered.variant(
         affine=len(levels) > 0, scaled=scale_map is not None, masked=mask is not None, stats=stats
     )
-    options: dict[str, Any] = {"mask": mask, "shards": shards, "backend": backend, "stats_out": stats_out}
+    options: dict[str, Any] = {"mask": mask, "shards": shards, "backend": backend, "stats_out": stats_out, "wide": wide}
     if stats and lowered.program.is_lerp and scale_map is None and not levels:
         # A lerp stays one for its bits. Its stats come first: the result may take the place of a prediction.
         launch(rule, program, tensors, values, targets=[], **options)

@@ -9,9 +9,10 @@ import fastcfg_kernels as fk
 import torch
 from fastcfg_kernels.backends.torch.functional import Merge
 from fastcfg_kernels.backends.torch.tiles import accumulator
+from fastcfg_kernels.checks import check_tensors
 from torch import Tensor
 
-from ..prediction import Kind, Prediction
+from ..prediction import Kind, Prediction, domain_map
 from ..rules import Rule
 from ..schedules import Schedule
 from .state import State
@@ -62,21 +63,26 @@ def parameter_values(rule: Rule, params: Mapping[str, Any], first: Tensor, check
     return [fk.check_param(name, values[name], batch, first.device, check) for name in rule.program.params]
 
 
-def domain_levels(rule: Rule, prediction: Prediction | None, x: Tensor | None, scale: Any = 1.0) -> list[Any]:
+def domain_levels(
+    rule: Rule, prediction: Prediction | None, x: Tensor | None, scale: Any = 1.0
+) -> tuple[list[Any], bool]:
     """``shift`` and ``gain`` of an affine program for the rule's domain; empty where the model predicts it itself.
 
     Args:
         scale: factor from x to the model's input, which ``prediction`` is about.
+
+    Returns:
+        The two, and whether they need float64; see :func:`fastcfg.prediction.domain_map`.
     """
     domain = rule.lowered.domain
     if domain is None:
-        return []
+        return [], False
     if x is None or prediction is None:
         raise ValueError(f"x, prediction: {type(rule).__name__} works on {domain}; the call has to give both")
     if prediction.kind == domain:
-        return []
-    shift, gain = prediction.to(cast(Kind, domain))
-    return [fk.check_param("prediction", level, x.shape[0], x.device) for level in (shift * scale, gain)]
+        return [], False
+    shift, gain, wide = domain_map(prediction, cast(Kind, domain))
+    return [fk.check_param("prediction", level, x.shape[0], x.device) for level in (shift * scale, gain)], wide
 
 
 def launch(
@@ -94,6 +100,7 @@ def launch(
     state: State | None = None,
     backend: str | None = None,
     stats_out: Tensor | None = None,
+    wide: bool = False,
 ) -> list[Tensor]:
     """Run a rule's program (or a variant of it), and keep what the rule remembers.
 
@@ -103,6 +110,7 @@ def launch(
         tail: the program's inputs after the rule's own.
         shards: where the tensors are parts of the samples; see :class:`fastcfg.parallel.Shards`.
         stats_out: what the stats of a program that has them are written to.
+        wide: compute in float64, whatever the tensors' dtype.
 
     Returns:
         A tensor for each target.
@@ -127,20 +135,24 @@ def launch(
     every = [*targets, *((after + k, acc) for k in range(len(lowered.updates)))]
     if lowered.dims is not None and shards is not None:
         raise ValueError(f"shards: the sums of {type(rule).__name__} run over dims={lowered.dims}, not over samples")
-    results = fk.guide_checked(
-        tensors,
-        program,
-        values,
-        extras=extras,
-        scale_map=scale_map,
-        mask=mask,
-        out=out,
-        targets=every,
-        dims=lowered.dims,
-        merge=shards,
-        backend=backend,
-        stats=stats_out,
-    )
+    options: dict[str, Any] = {"scale_map": scale_map, "mask": mask, "dims": lowered.dims, "merge": shards}
+    options |= {"backend": backend}
+    if wide and acc != torch.float64:
+        check_tensors(lowered.predictions, tensors)
+        told = None if stats_out is None else stats_out.double()
+        apart = [(k, torch.float64) for k, _ in every]
+        values = [v.double() if isinstance(v, Tensor) else v for v in values]
+        given = [t.double() for t in tensors]
+        made = fk.guide_checked(
+            given, program, values, extras=[t.double() for t in extras], targets=apart, stats=told, **options
+        )
+        results = [t.copy_(r) if isinstance(t, Tensor) else r.to(t) for r, (_, t) in zip(made, every, strict=True)]
+        if stats_out is not None and told is not None:
+            stats_out.copy_(told)
+    else:
+        results = fk.guide_checked(
+            tensors, program, values, extras=extras, out=out, targets=every, stats=stats_out, **options
+        )
     for name, result in zip(lowered.updates, results[len(targets) :], strict=True):
         memory.remember(name, result)
     return results[: len(targets)]

@@ -88,7 +88,7 @@ def guide_step(
     else:
         tensors, values = rule_inputs(rule, predictions, params, check)
     check_tensor("x", x, tensors[0])
-    levels = domain_levels(rule, step.level, x, step.input_scale)
+    levels, wide = domain_levels(rule, step.level, x, step.input_scale)
     mask = mask if stats or rule.lowered.program.reduces else None
     program = rule.lowered.variant(
         affine=len(levels) > 0,
@@ -132,6 +132,7 @@ def guide_step(
         state=state,
         backend=backend,
         stats_out=stats_out,
+        wide=wide,
     )
     if step.keeps_x0:
         memory.remember(PREVIOUS_X0, results[1])

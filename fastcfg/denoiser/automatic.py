@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .batching import Unbatchable, capturing
-from .passes import Batched, Pass, Sequential
+from .passes import Batched, Pass, Sequential, own_memory
 
 __all__ = ["Auto", "fits"]
 
@@ -90,7 +90,7 @@ class Auto:
     def _measured(self, x: Tensor, t: Any, passes: Sequence[Pass], key: Any) -> dict[str, Tensor]:
         cuda = torch.cuda
         before = cuda.memory_allocated(x.device)
-        found = {passes[0].name: passes[0].predict(x, t)}
+        found = {passes[0].name: own_memory(passes[0].predict(x, t))}
         activation = cuda.max_memory_allocated(x.device) - before
         reserve = cuda.memory_reserved(x.device) - cuda.memory_allocated(x.device)
         self._fits[key] = fits(activation, len(passes), cuda.mem_get_info(x.device)[0] + reserve)

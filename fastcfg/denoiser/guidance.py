@@ -96,9 +96,16 @@ class Guidance:
         params: Mapping[str, Any] | None = None,
         state: State | None = None,
         x: Tensor | None = None,
+        fixed: bool = False,
     ) -> PassPlan:
-        """The passes of a step, as a call with the same arguments would run them; nothing is run or counted."""
-        fixed = params is not None and len(params) > 0  # ``bool`` of a mapping can't be compiled by torch 2.10.
+        """The passes of a step, as a call with the same arguments would run them; nothing is run or counted.
+
+        Args:
+            fixed: keep passes whose weight is zero, for a call that weighs by more than its parameters.
+        """
+        fixed = fixed or (
+            params is not None and len(params) > 0
+        )  # ``bool`` of a mapping can't be compiled by torch 2.10.
         planned = self._planner.plan(conditions, step, num_steps, sigma=sigma, fixed=fixed)
         if self._gating is None:
             return planned

@@ -157,6 +157,8 @@ class GuidedDenoiser(Guidance):
         state: State | None = None,
         prediction: Prediction | None = None,
         out: Tensor | None = None,
+        scale_map: Tensor | None = None,
+        mask: Tensor | None = None,
         stats: Sequence[str] = (),
         stats_out: Tensor | None = None,
     ) -> Tensor:
@@ -164,7 +166,7 @@ class GuidedDenoiser(Guidance):
 
         Args:
             x: the noisy latent ``[B, ...]``.
-            t: timestep as the model wants it: a number, a 0-dim tensor, or ``[B]``.
+            t: timestep as the model wants it: a number, a 0-dim tensor, ``[B]``, or ``[B, F]`` by frame or token.
             conditions: for each name in ``rule.conditions``, the model's keyword arguments, or a
                 :class:`fastcfg.Condition` with a model or hooks of its own. In a batch their tensors have dim 0 of B
                 and are concatenated; everything else must be the same for all.
@@ -174,6 +176,7 @@ class GuidedDenoiser(Guidance):
             state: what a rule with memory carries from step to step: one for each request.
             prediction: what the model predicts at which noise level, for a rule with a domain.
             out: tensor to write.
+            scale_map, mask: as for :func:`fastcfg.guide`. With a scale map no pass is left out for its weight.
             stats, stats_out: as for :func:`fastcfg.guide`; NaN at a step without guidance, which has one prediction.
 
         Returns:
@@ -182,13 +185,14 @@ class GuidedDenoiser(Guidance):
         Raises:
             TypeError, ValueError: naming the argument.
         """
-        planned = self.plan(conditions, step, num_steps, sigma=sigma, params=params, state=state, x=x)
+        fixed = scale_map is not None
+        planned = self.plan(conditions, step, num_steps, sigma=sigma, params=params, state=state, x=x, fixed=fixed)
         if not torch.compiler.is_compiling():
             self.count(planned)
         results = self.executor.run(x, t, self.passes(planned, conditions))
         measured = self.remember(planned, results, state, prediction)
         space: dict[str, Any] = {} if prediction is None else {"x": x, "prediction": prediction}
-        told: dict[str, Any] = {"stats": stats, "stats_out": stats_out}
+        told: dict[str, Any] = {"stats": stats, "stats_out": stats_out, "scale_map": scale_map, "mask": mask}
         guided = self.combine(planned, results, params=params, state=state, out=out, **told, **space)
         self.note(planned, state, step, measured, conditions, x)
         return guided
@@ -205,6 +209,8 @@ class GuidedDenoiser(Guidance):
         state: State | None = None,
         noise: Tensor | None = None,
         dtype: torch.dtype | None = None,
+        scale_map: Tensor | None = None,
+        mask: Tensor | None = None,
         stats: Sequence[str] = (),
         stats_out: Tensor | None = None,
     ) -> Tensor:
@@ -221,7 +227,7 @@ class GuidedDenoiser(Guidance):
             state: what the rule and a multistep solver carry: one for each request.
             noise: standard normal ``[B, ...]``, for a solver that takes noise.
             dtype: of the model's input; default x's.
-            stats, stats_out: as for a call.
+            scale_map, mask, stats, stats_out: as for a call.
 
         Returns:
             ``[B, ...]`` in x's dtype. Of a model that predicts more, the guided channels alone are stepped.
@@ -232,7 +238,8 @@ class GuidedDenoiser(Guidance):
         t = step.timestep if t is None else t
         if t is None:
             raise ValueError("t: the step has no timestep; give t=")
-        planned = self.plan(conditions, step.index, step.num_steps, sigma=step.sigma, params=params, state=state, x=x)
+        at: dict[str, Any] = {"sigma": step.sigma, "params": params, "state": state, "x": x}
+        planned = self.plan(conditions, step.index, step.num_steps, fixed=scale_map is not None, **at)
         compiling = torch.compiler.is_compiling()
         if not compiling:
             self.count(planned)
@@ -245,6 +252,7 @@ class GuidedDenoiser(Guidance):
         results = self.executor.run(first, t, self.passes(planned, conditions))
         measured = self.remember(planned, results, state, step.level)
         given: dict[str, Any] = {"params": params, "state": state, "noise": noise, "batch_out": whole}
+        given |= {"scale_map": scale_map, "mask": mask}
         after = self.combine_step(planned, results, step, x=x, stats=stats, stats_out=stats_out, **given)
         if whole is not None:
             self._input.give(after, whole, step.next_input_scale)

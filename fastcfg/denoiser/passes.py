@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.conditions import Condition, Conditions
 from .batching import Buffers, Padding
 
-__all__ = ["Batched", "Executor", "Pass", "Sequential", "passes_of", "prediction_of"]
+__all__ = ["Batched", "Executor", "Pass", "Sequential", "own_memory", "passes_of", "prediction_of"]
 
 
 def prediction_of(result: Any) -> Tensor:
@@ -27,6 +27,15 @@ def prediction_of(result: Any) -> Tensor:
     if isinstance(result, tuple) and result and isinstance(result[0], Tensor):
         return result[0]
     raise TypeError(f"model: expected a tensor, an output with .sample, or a tuple, got {type(result).__name__}")
+
+
+def own_memory(result: Tensor) -> Tensor:
+    """Return a copy of what a model gave, for what is read after the model's next call.
+
+    A model may write every result into one buffer: an engine, a CUDA graph made by hand. Nothing that can be asked of
+    a tensor tells, and its memory would hold the later pass.
+    """
+    return result.clone()
 
 
 class Pass(NamedTuple):
@@ -80,7 +89,7 @@ class Executor(Protocol):
         """The predictions of passes by name.
 
         Args:
-            x: the noisy latent ``[B, ...]``; t: a number, a 0-dim tensor, or ``[B]``.
+            x: the noisy latent ``[B, ...]``; t: a number, a 0-dim tensor, or ``[B, ...]``.
             passes: one or more, with distinct names, in batch order.
 
         Returns:
@@ -90,11 +99,19 @@ class Executor(Protocol):
 
 
 class Sequential:
-    """A call of the model for each pass: the least memory, and right for models whose samples interact."""
+    """A call of the model for each pass: the least memory, and right for models whose samples interact.
+
+    What a pass gave is copied before the next, since a model may write them all into one buffer.
+    """
 
     def run(self, x: Tensor, t: Any, passes: Sequence[Pass]) -> dict[str, Tensor]:
         """See :class:`Executor`."""
-        return {one.name: one.predict(x, t) for one in passes}
+        last = len(passes) - 1
+        found: dict[str, Tensor] = {}
+        for k, one in enumerate(passes):
+            result = one.predict(x, t)
+            found[one.name] = result if k == last else own_memory(result)
+        return found
 
 
 class Batched:
@@ -137,8 +154,9 @@ class Batched:
             groups = list(by_model.values())
         calls = [(group, self._arguments(group, x.shape[0])) for group in groups]
         found: dict[str, Tensor] = {}
-        for group, kwargs in calls:
-            found |= self._together(x, t, group, kwargs)
+        for k, (group, kwargs) in enumerate(calls):
+            made = self._together(x, t, group, kwargs)
+            found |= made if k == len(calls) - 1 else {name: own_memory(result) for name, result in made.items()}
         return found if len(groups) == 1 else {one.name: found[one.name] for one in passes}
 
     def _arguments(self, group: Sequence[Pass], batch: int) -> Mapping[str, Any]:
@@ -150,7 +168,8 @@ class Batched:
         count, batch = len(group), x.shape[0]
         if count == 1:
             return {group[0].name: group[0].predict(x, t)}
-        many_t = t.repeat(count) if isinstance(t, Tensor) and t.dim() == 1 and t.shape[0] == batch else t
+        by_sample = isinstance(t, Tensor) and t.dim() > 0 and t.shape[0] == batch  # [B], or [B, F] by frame or token.
+        many_t = t.repeat(count, *[1] * (t.dim() - 1)) if by_sample else t
         result = group[0].given(kwargs).predict(self.buffers.inputs(x, count), many_t)
         if result.shape[0] != count * batch:
             raise ValueError(

@@ -25,7 +25,7 @@ from .batching import Buffers, Padding, stack_arguments
 from .gates import Gate
 from .guided import GuidedDenoiser
 from .one_thread import one_thread
-from .passes import Pass, passes_of, prediction_of
+from .passes import Pass, own_memory, passes_of, prediction_of
 from .planner import PassPlan, check_conditions
 from .report import PassReport
 from .structure import structure_of
@@ -251,7 +251,7 @@ class Requests:
 
         Args:
             x: the noisy latents ``[B, ...]``, a row for each of :attr:`ids`.
-            t: their timesteps ``[B]``.
+            t: their timesteps ``[B]``, or ``[B, F]`` by frame or token.
             sigmas: their noise levels, for schedules that run on them.
             prediction: what the model predicts, with levels ``[]`` or ``[B]``, for rules with a domain.
 
@@ -266,8 +266,8 @@ class Requests:
         check_tensor("x", x)
         if not requests or x.shape[0] != len(requests):
             raise ValueError(f"x: expected a row for each of {len(requests)} requests, got {list(x.shape)}")
-        if not isinstance(t, Tensor) or t.shape != (len(requests),):
-            raise ValueError(f"t: expected a tensor [{len(requests)}], got {t!r}")
+        if not isinstance(t, Tensor) or t.shape[:1] != (len(requests),):
+            raise ValueError(f"t: expected a tensor [{len(requests)}] or [{len(requests)}, ...], got {t!r}")
         if sigmas is not None and len(sigmas) != len(requests):
             raise ValueError(f"sigmas: expected {len(requests)} noise levels, got {len(sigmas)}")
         kept = [request.state.kept() for request in requests]
@@ -338,7 +338,7 @@ class Requests:
                     raise ValueError(f"model: expected {len(chunk)} predictions, got {part.shape[0]}")
                 for i, one in chunk:
                     place[i, one.name] = len(place)
-                parts.append(part)
+                parts.append(part if len(place) == len(rows) else own_memory(part))
         return parts[0] if len(parts) == 1 else torch.cat(parts), place
 
     def _guide(

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
-from ...prediction import Kind, Prediction
+from ...prediction import Kind, Prediction, latent_at
 from ...validate import check_choice
 
 __all__ = ["SPACES", "Space", "check_space", "kind_of", "prediction_at"]
@@ -64,10 +63,4 @@ def prediction_at(model: Any, sigma: Tensor, x: Tensor, kinds: Collection[Kind])
     Args:
         kinds: what the rules work on.
     """
-    sigma = sigma.to(device=x.device, dtype=x.dtype)
-    if "CONST" in _sampling(model):
-        return x, Prediction("x0", 1.0 - sigma, sigma)
-    if "v" not in kinds:
-        return x, Prediction("x0", 1.0, sigma)
-    alpha = torch.rsqrt(1.0 + sigma * sigma)
-    return x * alpha.view(-1, *[1] * (x.dim() - 1)), Prediction("x0", alpha, alpha * sigma)
+    return latent_at(x, sigma, "x0", kinds, flow="CONST" in _sampling(model))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastcfg import CFG, Condition, DualCFG, GuidedDenoiser, Perturbed, Sampler, schedules
+from fastcfg import CFG, Condition, DualCFG, GuidedDenoiser, Perturbed, Sampler, guide, schedules
 from fastcfg.core.conditions import same_condition
 from fastcfg.denoiser import Auto, Batched, Executor, Pass, Sequential
 from fastcfg.denoiser.automatic import CPU_ELEMENTS, fits
@@ -323,3 +323,53 @@ def test_condition_errors() -> None:
         Condition({}, model=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="context: expected a callable, got str"):
         Condition({}, context="skip")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["sequential", "batched", "auto"])
+def test_a_model_that_writes_one_buffer(mode: Any) -> None:
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    buffer = torch.empty(0)
+
+    def engine(x: torch.Tensor, t: Any, y: torch.Tensor) -> torch.Tensor:
+        nonlocal buffer
+        result = x * y.view(-1, 1, 1, 1)
+        buffer = result.clone() if buffer.shape != result.shape else buffer
+        return buffer.copy_(result)
+
+    given = {"uncond": {"y": torch.tensor([1.0, 2.0])}, "cond": {"y": torch.tensor([3.0, 5.0])}}
+    denoiser = GuidedDenoiser(engine, CFG(4.0), mode=mode)
+    for _ in range(2):
+        got = denoiser(x, 0.5, conditions=given)
+        torch.testing.assert_close(got, x * torch.tensor([9.0, 14.0]).view(-1, 1, 1, 1))
+    # A pass with another model has a call of its own; both may be one engine's.
+    apart = {"uncond": Condition(given["uncond"], model=lambda x, t, y: engine(x, t, y)), "cond": given["cond"]}
+    torch.testing.assert_close(denoiser(x, 0.5, conditions=apart), got)
+
+
+def test_timesteps_by_frame_go_with_the_passes() -> None:
+    x = torch.randn(2, 3, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    t = torch.rand(2, 5, generator=torch.Generator().manual_seed(1))
+
+    def model(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        assert t.shape == (x.shape[0], 5)
+        return x * t[:, None, :, None, None] * y.view(-1, 1, 1, 1, 1)
+
+    given = {"uncond": {"y": torch.tensor([1.0, 2.0])}, "cond": {"y": torch.tensor([3.0, 5.0])}}
+    expected = x * t[:, None, :, None, None] * torch.tensor([9.0, 14.0]).view(-1, 1, 1, 1, 1)
+    for mode in ("batched", "sequential"):
+        got = GuidedDenoiser(model, CFG(4.0), mode=mode)(x, t, conditions=given)
+        torch.testing.assert_close(got, expected)
+
+
+def test_maps_and_masks_reach_the_sums() -> None:
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    scale_map, mask = torch.rand(2, 1, 4, 4), torch.rand(2, 1, 4, 4) > 0.3
+
+    def model(x: torch.Tensor, t: Any, y: torch.Tensor) -> torch.Tensor:
+        return torch.sin(x * y.view(-1, 1, 1, 1))
+
+    given = {"uncond": {"y": torch.tensor([1.0, 2.0])}, "cond": {"y": torch.tensor([3.0, 5.0])}}
+    tensors = {name: model(x, 0, **one) for name, one in given.items()}
+    for rule in (CFG(4.0, rescale=0.5), CFG(1.0)):  # At scale 1 a map still weighs both predictions.
+        got = GuidedDenoiser(model, rule)(x, 0.5, conditions=given, scale_map=scale_map, mask=mask)
+        torch.testing.assert_close(got, guide(rule, scale_map=scale_map, mask=mask, **tensors))
