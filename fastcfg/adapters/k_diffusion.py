@@ -41,6 +41,10 @@ def _on_noise(schedule: Schedule) -> bool:
     )
 
 
+CHURN = 1.415
+"""How far a step may raise the noise level: k-diffusion's churn is at most sqrt(2), and levels are rounded."""
+
+
 class CFGDenoiser:
     """Guides a denoiser by any rule, as a denoiser.
 
@@ -58,8 +62,9 @@ class CFGDenoiser:
         mode, backend: as for :class:`fastcfg.GuidedDenoiser`.
 
     Attributes:
-        state: what a rule with memory carries. A noise level above that of the last call begins a new run, and so
-            does :meth:`reset`; a sampler of several requests at once needs a denoiser for each.
+        state: what a rule with memory carries. A noise level well above that of the last call (with ``sigmas``: the
+            first of them) begins a new run, and so does :meth:`reset`; a step of several evaluations, with churn or
+            without, does not. A sampler of several requests at once needs a denoiser for each.
 
     ``sample_euler(CFGDenoiser(model, CFG(7.5)), x, sigmas, extra_args={"uncond": u, "cond": c})``.
     """
@@ -168,9 +173,19 @@ class CFGDenoiser:
         lowered = guided.rule.lowered
         if guided.gate is None and not (lowered.extras or lowered.updates):
             return
-        if self._last is not None and (self._last.shape != sigma.shape or bool((sigma > self._last).any())):
+        if self._last is not None and (self._last.shape != sigma.shape or self._begins(sigma, self._last)):
             self.state.restart()
         self._last = sigma
+
+    def _begins(self, sigma: Tensor, last: Tensor) -> bool:
+        """Whether a level begins a run, where it is above the last one.
+
+        Heun's and DPM-2's steps evaluate at two levels, and churn adds noise before a step: up to sqrt(2) of the level
+        in k-diffusion. A run begins at the first of the sampler's levels, where they are known.
+        """
+        if self.sigmas is not None:
+            return bool(((sigma >= self.sigmas[0] * (1 - 1e-6)) & (sigma > last)).any())
+        return bool((sigma > last * CHURN).any())
 
     def _step(self, guided: GuidedDenoiser, sigma: Tensor) -> tuple[int | None, int | None, float | None]:
         """Where a noise level is in the run, for what changes; read from the device for that alone."""

@@ -29,6 +29,12 @@ def share(count: int, ranks: int, rank: int) -> range:
     return range(start, start + size + (rank < more))
 
 
+def layout(tensor: Tensor) -> list[int]:
+    """A tensor's dimensions in the order in which they lie in memory, the outermost first."""
+    strides = tensor.stride()
+    return sorted(range(tensor.dim()), key=lambda dim: (-strides[dim], dim))
+
+
 class PassParallel:
     """An executor that splits the passes of a step over the ranks of a group (CFG parallelism).
 
@@ -95,13 +101,14 @@ class PassParallel:
                     found = self.inner.run(x, t, [passes[i] for i in own])
             except Exception as error:
                 failure = error
-        like = self._agree(x, t, passes, list(found.values()), failure)
-        return self._gather(passes, [found[passes[i].name] for i in own], like, x.device)
+        made = [found[passes[i].name] for i in own] if failure is None else []
+        like = self._agree(x, t, passes, made, failure)
+        return self._gather(passes, made, like, x.device)
 
     def _agree(
         self, x: Tensor, t: Any, passes: Sequence[Pass], found: Sequence[Tensor], failure: Exception | None
-    ) -> tuple[list[int], torch.dtype]:
-        """Compare this step with the other ranks'; the shape and dtype of its predictions."""
+    ) -> tuple[list[int], torch.dtype, list[list[list[int]]]]:
+        """Compare this step with the other ranks'; its predictions' shape, dtype and, by rank, layouts."""
         doing = {
             "passes": [one.name for one in passes],
             "x": [list(x.shape), str(x.dtype)],
@@ -113,6 +120,7 @@ class PassParallel:
             message["failed"] = describe(failure)
         elif found:
             message["gives"] = [list(found[0].shape), str(found[0].dtype)]
+        message["layouts"] = [layout(prediction) for prediction in found]
         answers = self.control.exchange(message)
         failed = [f"rank {r}: {a['failed']}" for r, a in enumerate(answers) if "failed" in a]
         if failed:
@@ -128,13 +136,21 @@ class PassParallel:
         if len({str(value) for value in gives.values()}) > 1:
             raise ParallelError(f"predictions: the ranks have different shapes or dtypes: {gives}")
         shape, dtype = gives[0]
-        return shape, getattr(torch, dtype.removeprefix("torch."))
+        return shape, getattr(torch, dtype.removeprefix("torch.")), [answer["layouts"] for answer in answers]
 
     def _gather(
-        self, passes: Sequence[Pass], own: Sequence[Tensor], like: tuple[list[int], torch.dtype], device: torch.device
+        self,
+        passes: Sequence[Pass],
+        own: Sequence[Tensor],
+        like: tuple[list[int], torch.dtype, list[list[list[int]]]],
+        device: torch.device,
     ) -> dict[str, Tensor]:
-        """All predictions by name, views of one buffer."""
-        shape, dtype = like
+        """All predictions by name, views of one buffer, each with its dimensions in memory as they were made.
+
+        A collective takes memory as it lies, and the order of a sum is that of memory: without the layouts numbers
+        would change places, or the last bits differ from a serial run's.
+        """
+        shape, dtype, layouts = like
         ranks = self.control.size
         slots = len(share(len(passes), ranks, 0))
         wanted = (ranks * slots, *shape)
@@ -142,9 +158,14 @@ class PassParallel:
             self._received = torch.empty(wanted, dtype=dtype, device=device)
         sent = torch.zeros((slots, *shape), dtype=dtype, device=device)
         for slot, prediction in enumerate(own):
-            sent[slot].copy_(prediction)
+            sent[slot].view(-1).copy_(prediction.permute(layout(prediction)).reshape(-1))
         # As bytes: a backend need not know the dtype.
         into, given = self._received.view(-1).view(torch.uint8), sent.view(-1).view(torch.uint8)
         self.control.guarded(lambda: all_gather(into, given, group=self.group))
-        places = (rank * slots + k for rank in range(ranks) for k, _ in enumerate(share(len(passes), ranks, rank)))
-        return {one.name: self._received[place] for one, place in zip(passes, places, strict=True)}
+        results: dict[str, Tensor] = {}
+        for rank in range(ranks):
+            for k, number in enumerate(share(len(passes), ranks, rank)):
+                order = layouts[rank][k]
+                lain = self._received[rank * slots + k].view([shape[dim] for dim in order])
+                results[passes[number].name] = lain.permute([order.index(dim) for dim in range(len(order))])
+        return results

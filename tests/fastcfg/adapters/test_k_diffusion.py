@@ -169,6 +169,41 @@ def test_momentum_lasts_a_run() -> None:
     assert torch.allclose(first.double(), x, rtol=1e-4, atol=1e-4)
 
 
+def heun(model: Callable[..., Tensor], x: Tensor, sigmas: Tensor, churn: float, extra_args: dict[str, Any]) -> Tensor:
+    """Heun's method with churn, 2206.00364, algorithm 2: two evaluations a step, the first at a raised level."""
+    ones, noise = x.new_ones([x.shape[0]]), torch.Generator().manual_seed(0)
+    for sigma, after in itertools.pairwise(sigmas):
+        raised = sigma * (1 + churn)
+        x = x + torch.randn(x.shape, generator=noise).to(x) * (raised**2 - sigma**2) ** 0.5
+        d = (x - model(x, raised * ones, **extra_args)) / raised
+        end = x + d * (after - raised)
+        if after > 0:
+            d = (d + (end - model(end, after * ones, **extra_args)) / after) / 2
+        x = x + d * (after - raised)
+    return x
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("churn", [0.0, 0.2, 2**0.5 - 1])
+def test_momentum_lasts_through_a_step_of_several_evaluations(churn: float, told: bool) -> None:
+    class Restarts(State):
+        count = 0
+
+        def restart(self) -> None:
+            self.count += 1
+            super().restart()
+
+    denoiser = CFGDenoiser(Inner(), APG(5.0, momentum=-0.5), sigmas=SIGMAS if told else None)
+    denoiser.state = state = Restarts()
+    x = 10.0 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    first = heun(denoiser, x, SIGMAS, churn, {"uncond": U, "cond": C})
+    assert state.count == 0, "no step begins a run"
+    again = heun(denoiser, x, SIGMAS, churn, {"uncond": U, "cond": C})
+    assert state.count == 1 and torch.equal(first, again)
+    denoiser.reset()
+    assert torch.equal(heun(denoiser, x, SIGMAS, churn, {"uncond": U, "cond": C}), first)
+
+
 def test_schedules_by_step_and_by_noise() -> None:
     x, extra = noise(), {"uncond": U, "cond": C}
     inner = Inner()

@@ -40,7 +40,7 @@ def test_every_rank_has_the_bits_of_a_serial_run(tmp_path: Path, ranks: int) -> 
     tasks = "passes,shards" + (",mesh" if ranks == 4 else "")
     found = torchrun(tmp_path, tasks, ranks)
     passes = [name for name in found[0] if name.startswith("passes") and "serial" not in name]
-    assert len(passes) == 9
+    assert len(passes) == 13
     for name in passes:
         for rank in range(ranks):
             assert torch.equal(found[rank][name], found[0][f"{name} serial"]), (name, rank)

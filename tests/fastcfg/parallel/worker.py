@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -23,6 +24,14 @@ RULES = {
     "perp_2": Clamp(PerpNeg(4.0, (1.0, 0.5)), k=3.0),
 }
 STEPS = 4
+CONTIGUOUS, LAST, TURNED = (0, 1, 2, 3), (0, 2, 3, 1), (3, 1, 0, 2)
+LAYOUTS = {
+    "last": (LAST, LAST),
+    "turned": (TURNED, TURNED),
+    "contiguous and last": (CONTIGUOUS, LAST),
+    "turned and contiguous": (TURNED, CONTIGUOUS),
+}
+"""How the predictions of the first label and of the others lie in memory."""
 
 
 def network(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -33,11 +42,16 @@ def network(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
 class Model:
     """A small network of x and a label, which can fail, sleep or die on a rank."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, lies: tuple[tuple[int, ...], ...] | None = None) -> None:
         self.net = network(dtype)
+        self.lies = lies
 
     def __call__(self, x: torch.Tensor, t: float, label: torch.Tensor) -> torch.Tensor:
-        return self.net(x) + torch.sin(label).view(-1, 1, 1, 1).to(x.dtype) * x
+        made = self.net(x) + torch.sin(label).view(-1, 1, 1, 1).to(x.dtype) * x
+        if self.lies is None:
+            return made
+        order = self.lies[int(label[0]) > 1]
+        return made.permute(order).contiguous().permute([order.index(dim) for dim in range(4)])
 
 
 def conditions(rule: fastcfg.Rule, batch: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -48,9 +62,11 @@ def latent(batch: int = 2, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(batch, 3, 24, 20, generator=torch.Generator().manual_seed(7)).to(dtype)
 
 
-def run(rule: fastcfg.Rule, mode: object, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+def run(
+    rule: fastcfg.Rule, mode: object, dtype: torch.dtype = torch.float32, seed: int = 0, lies: Any = None
+) -> torch.Tensor:
     """The last x of a few guided steps."""
-    denoiser = GuidedDenoiser(Model(dtype), rule, mode=mode)
+    denoiser = GuidedDenoiser(Model(dtype, lies), rule, mode=mode)
     x, state = latent(dtype=dtype) + seed, State()
     for step in range(STEPS):
         guided = denoiser(x, 0.5, conditions=conditions(rule, x.shape[0]), step=step, num_steps=STEPS, state=state)
@@ -66,6 +82,10 @@ def passes() -> dict[str, torch.Tensor]:
             parallel = PassParallel(timeout=60, inner=fastcfg.denoiser.Sequential())
             found[f"{name} {dtype}"] = run(rule, parallel, dtype)
             found[f"{name} {dtype} serial"] = run(rule, "sequential", dtype)
+    for name in LAYOUTS:
+        parallel = PassParallel(timeout=60, inner=fastcfg.denoiser.Sequential())
+        found[f"lies {name}"] = run(RULES["rescale"], parallel, lies=LAYOUTS[name])
+        found[f"lies {name} serial"] = run(RULES["rescale"], "sequential", lies=LAYOUTS[name])
     gated = fastcfg.GatedCFG(4.0, every=2)
     found["gated"], found["gated serial"] = run(gated, PassParallel()), run(gated, "sequential")
     return found
