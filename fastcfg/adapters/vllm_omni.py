@@ -216,7 +216,8 @@ class FusedCFG:
         for i, tensors in enumerate(zip(*(_elements(branch) for branch in branches), strict=True)):
             predictions: dict[str, Any] = dict(zip(names, tensors, strict=True))
             used = {name: predictions[name] for name in rule.conditions}
-            space = {name: _of(context.get(name), i) for name in ("state", "x", "prediction")}
+            known = ("state",) if rule.lowered.domain is None else ("state", "x", "prediction")
+            space = {name: _of(context.get(name), i) for name in known}
             if memory is not None:
                 space["state"] = memory.state(i)
             y = guide(rule, params=params or None, **space, **used)
