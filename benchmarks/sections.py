@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .records import Record
@@ -56,9 +57,10 @@ class Measured:
     Attributes:
         record: its files.
         show: what a terminal is shown: renderables of rich.
-        notes: lines below it.
+        notes: lines below it; draw: makes further files in a folder.
     """
 
     record: Record
     show: Sequence[Any] = ()
     notes: Sequence[str] = ()
+    draw: Callable[[Path], Sequence[Path]] | None = None

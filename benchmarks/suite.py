@@ -54,9 +54,12 @@ def _export(plan: Plan, progress: Progress) -> Measured:
 
 
 def _scaling(plan: Plan, progress: Progress) -> Measured:
-    from . import scaling
+    from . import scaling, scaling_text
+    from .records import terminal_table
 
-    return scaling.section(plan, progress)
+    record = scaling.record(scaling.measure(full=plan.full, device=plan.device, progress=progress))
+    title = f"{record.environment.label}: laws of cost; the times and a fleet's model are in the files"
+    return Measured(record, [terminal_table(title, scaling_text.LAWS, scaling_text.laws(record.more))])
 
 
 _DIFFUSERS = {"diffusers": "diffusers"}

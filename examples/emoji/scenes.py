@@ -77,10 +77,14 @@ def random_scene(layers: Layers, rng: random.Random, *, held_out: bool = False) 
             return scene
 
 
-def drop_words(words: Sequence[str], kind: str, rng: random.Random) -> list[str]:
+def drop_words(words: Sequence[str], kind: str, rng: random.Random, *, nameless: float = 0.0) -> list[str]:
     """Return the caption as training gives it: now and then empty, less than everything, or with a wider noun.
 
     What a caption leaves open the model learns to fill in; a negative prompt then has something to take away.
+
+    Args:
+        kind: the wider noun.
+        nameless: probability of leaving out the subject where something else is said of it ("sunglasses on pink").
     """
     if rng.random() < 0.12:
         return []
@@ -90,7 +94,10 @@ def drop_words(words: Sequence[str], kind: str, rng: random.Random) -> list[str]
         nouns = [word for word in kept if word not in _OPTIONAL]
         kept = [kind if word in nouns else word for word in kept]
         kept = list(dict.fromkeys(kept))
-    return [*kept, *([] if rng.random() < 0.12 else back)]
+    back = [] if rng.random() < 0.12 else back
+    if nameless and rng.random() < nameless:
+        kept = [word for word in kept if word in _OPTIONAL] or kept
+    return [*kept, *back]
 
 
 def draw(scenes: Sequence[Scene], layers: Layers) -> Tensor:
