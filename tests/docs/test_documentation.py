@@ -17,7 +17,7 @@ def test_readme_code_runs(tmp_path: Path) -> None:
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks))
     names = runpy.run_path(str(script))
-    assert names["y"].shape == (2, 4, 64, 64)
+    assert names["noise"].shape == (2, 4, 64, 64)
 
 
 def test_table_of_rules_is_up_to_date() -> None:
