@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import json
 import logging
 import multiprocessing
 import os
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("checkout", type=Path, help="a checkout of diffusers, for its tests/")
     parser.add_argument("--only", default="", help="test files whose path has this in it")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--resume", action="store_true", help="run what has not run in the table that is in --out")
     given = parser.parse_args()
     root, out = given.checkout.resolve(), given.out.resolve()
     files = sorted((root / "tests" / "pipelines").rglob("test_*.py"))
@@ -119,9 +121,13 @@ def main() -> None:
     os.chdir(root)
     sys.path.insert(0, str(root))
     lines: list[dict[str, Any]] = []
+    if given.resume:
+        before = json.loads((out / "hosts.json").read_text())["pipelines"].values()
+        lines = [line for line in before if "failed" not in line]
+    done = {line["file"] for line in lines}
     for number, file in enumerate(files, 1):
         relative = str(file.relative_to(root))
-        if given.only not in relative:
+        if given.only not in relative or relative in done:
             continue
         for line in in_own_process(relative):
             lines.append(line)

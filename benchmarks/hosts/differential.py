@@ -62,6 +62,11 @@ def _run(pipe: Any, inputs: Callable[[], Mapping[str, Any]], around: Any = None)
     return seen.outputs, _last(result)
 
 
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Bits; a tiny model with random weights that gives NaN gives it to both."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
 def _relative(ours: list[Tensor], theirs: list[Tensor]) -> float:
     if len(ours) != len(theirs):
         return float("inf")
@@ -127,11 +132,12 @@ def compare(pipe: Any, inputs: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         one_pass = form_of(pipe).names == ("cond",)
         if one_pass:
             rule, plain = CFG(1.0), False
-        numerics: Any = "eager" if plain or "InstructPix2Pix" in found["rule"] else "fp32"
+        elementwise = "InstructPix2Pix" in found["rule"] or "Perturbed" in type(rule).__name__
+        numerics: Any = "eager" if plain or elementwise else "fp32"
         ours, again = _run(pipe, ours_given, guided(pipe, rule, numerics=numerics))
         found["how"] = "guided"
         interval = guided(pipe, CFG(1.0) if one_pass else CFG(Interval(SCALE, 0.0, 0.5)))
-    found["bits"] = all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)) and torch.equal(again, result)
+    found["bits"] = _same(again, result) and all(_same(a, b) for a, b in zip(ours, theirs, strict=True))
     found["error"] = _relative(ours, theirs)
     torch.manual_seed(0)
     with torch.no_grad(), interval as run:

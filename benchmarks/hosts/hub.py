@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ def _tokenizer(length: int) -> transformers.PreTrainedTokenizerFast:
         unk_token="<unk>", mask_token="<mask>", extra_special_tokens=list(_SPECIALS[5:]), padding_side="right",
     )  # fmt: skip
     made.chat_template = _CHAT
+    made.image_token, made.image_token_id = _SPECIALS[5], 5
     return made
 
 
@@ -65,7 +67,14 @@ def without_hub() -> None:
         return made(_config(made.config_class, name)).eval().to(kwargs.get("torch_dtype", kwargs.get("dtype")))
 
     def processor(cls: Any, *_: Any, **kwargs: Any) -> Any:
-        return cls()
+        kind = getattr(transformers, "Qwen2VLProcessor", None) if cls is transformers.AutoProcessor else cls
+        parts = inspect.signature(kind.__init__).parameters
+        made = {"tokenizer": _tokenizer(512)} if "tokenizer" in parts else {}
+        if "image_processor" in parts:
+            made["image_processor"] = transformers.Qwen2VLImageProcessorPil()
+        if "video_processor" in parts:
+            made["video_processor"] = None
+        return kind(**made)
 
     patches = (
         (transformers.PreTrainedTokenizerBase, tokenizer),
@@ -74,6 +83,8 @@ def without_hub() -> None:
         (transformers.AutoConfig, config),
         (transformers.PreTrainedModel, model),
         (transformers.AutoModel, model),
+        (transformers.AutoProcessor, processor),
+        (transformers.ProcessorMixin, processor),
         (transformers.FeatureExtractionMixin, processor),
         (transformers.ImageProcessingMixin, processor),
     )

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .pipelines.guidance import PipelineGuidance
     from .pipelines.guided import guided
     from .pipelines.table import coverage, own_rule
+    from .weakened import weakened
 
 _HOMES = {
     "fuse": ("FuseReport", "fuse", "fuse_guider", "load_guiders", "save_guiders"),
@@ -70,9 +71,10 @@ _HOMES = {
     "pipelines.guidance": ("PipelineGuidance",),
     "pipelines.guided": ("guided",),
     "pipelines.table": ("coverage", "own_rule"),
+    "weakened": ("weakened",),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-_GUIDERS = {"fuse", "pipelines.by_guiders"}
+_GUIDERS = {"fuse", "pipelines.by_guiders", "weakened"}
 
 
 def __getattr__(name: str) -> Any:
@@ -128,4 +130,5 @@ __all__ = [
     "load_guiders",
     "own_rule",
     "save_guiders",
+    "weakened",
 ]

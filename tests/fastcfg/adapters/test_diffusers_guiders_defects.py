@@ -1,5 +1,6 @@
 """What diffusers' guiders get wrong, still, and fused ones right: a test that fails here wants a docstring changed."""
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,9 +21,11 @@ from diffusers import guiders as stock
 from diffusers.hooks import SmoothedEnergyGuidanceConfig
 from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import fastcfg.adapters.diffusers as fused
 from fastcfg import Autoguidance, Perturbed
+from fastcfg.adapters.diffusers.guiders.layers import LayerSwitch
 from fastcfg.adapters.diffusers.guiders.smoothing import blur_queries
 
 GIVEN = {f"pred_{n}": t for n, t in draw(("uncond", "cond"), (2, 4, 16, 32), torch.float64).items()}
@@ -37,6 +40,10 @@ def own_guider() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model() -> PixArtTransformer2DModel:
+    return tiny()
+
+
+def tiny() -> PixArtTransformer2DModel:
     torch.manual_seed(0)
     return PixArtTransformer2DModel(
         num_attention_heads=2, attention_head_dim=4, num_layers=2, cross_attention_dim=8, sample_size=4, in_channels=4,
@@ -84,6 +91,53 @@ def test_the_weakened_pass_is_the_twins_where_cfg_is_on(name: str, model: nn.Mod
     assert list(ours) == list(theirs) == ["pred_cond", "pred_uncond", "pred_cond_skip"]
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert not torch.equal(ours["pred_cond_skip"], ours["pred_cond"])
+
+
+SWITCHED = {
+    "SkipLayerGuidance": weak("SkipLayerGuidance", **SKIP["SkipLayerGuidance"]),
+    "AutoGuidance": {"auto_guidance_config": LayerSkipConfig(indices=[1])},
+    "SmoothedEnergyGuidance": weak("SmoothedEnergyGuidance", seg_blur_sigma=3.0, seg_guidance_layers=[1]),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+def test_a_compiled_model_has_two_versions(name: str) -> None:
+    """diffusers makes a hook for each weak pass, and a compiled model is compiled anew for each."""
+    model = tiny()
+    guider = getattr(fused, f"Fused{name}")(**SWITCHED[name])
+    expected = [run(guider, model, step) for step in (3, 4, 9)]
+    assert not any("forward" in vars(module) for module in model.modules()), "taken out when the run is over"
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    model.compile(backend=counter, fullgraph=True)
+    try:
+        for _ in range(2):
+            got = [run(guider, model, step) for step in (3, 4, 9)]
+            assert all(torch.equal(a[key], b[key]) for a, b in zip(got, expected, strict=True) for key in b)
+    finally:
+        model._compiled_call_impl = None
+        torch._dynamo.reset()
+    assert counter.frame_count == 2
+    run(guider, model, 3)
+    assert any("forward" in vars(module) for module in model.modules()), "for the length of a run"
+    del guider
+    gc.collect()
+    assert not any("forward" in vars(module) for module in model.modules()), "and no longer than the guider"
+
+
+def test_a_block_of_two_streams_hands_on_its_inputs_in_the_order_of_its_outputs() -> None:
+    """Flux's gives the text first; diffusers' own hook hands its inputs on the other way round."""
+    from diffusers.models.transformers.transformer_flux import FluxTransformerBlock
+
+    stack = nn.Module()
+    stack.transformer_blocks = nn.ModuleList([FluxTransformerBlock(8, 2, 4)])
+    image, text, temb = torch.ones(1, 4, 8), torch.zeros(1, 3, 8), torch.ones(1, 8)
+    switch = LayerSwitch(stack, [LayerSkipConfig(indices=[0])])
+    block = stack.transformer_blocks[0]
+    with switch.weak():
+        first, second = block(image, text, temb)
+        assert first is text and second is image
+    assert "forward" not in vars(block) and not torch.equal(block(image, text, temb)[1], image)
 
 
 def test_a_rule_weakens_the_conditional_pass(model: nn.Module) -> None:

@@ -16,9 +16,10 @@ from ....rules import Linear, Parameter, Rule
 from ....schedules import Schedule
 from ..noise import Level, SchedulerLevels, noise_levels
 from .arguments import FusedOutput
-from .core import Call, FusedGuider
-from .layers import own_configs, restore_layers, weaken_layers
+from .core import Call
+from .layers import LayerSwitch, own_configs
 from .steps import PLACEHOLDER
+from .switching import SwitchGuider
 
 __all__ = ["ConditionGuider"]
 
@@ -40,7 +41,7 @@ def _places(conditions: Sequence[str], main: str) -> dict[str, int]:
     return places
 
 
-class ConditionGuider(FusedGuider, wrap=False):
+class ConditionGuider(SwitchGuider, wrap=False):
     """What the guiders by any rule share.
 
     The prediction ``cond`` (else ``cond_1``, else the last) is diffusers' ``pred_cond``; every other is called
@@ -205,10 +206,6 @@ class ConditionGuider(FusedGuider, wrap=False):
     def prepare_models(self, denoiser: torch.nn.Module) -> None:
         """Count the pass; perturb the model for a perturbed one, and take down its input where the rule needs it."""
         super().prepare_models(denoiser)
-        passes = self._now().passes
-        here = passes[self._count_prepared - 1][0] if self._count_prepared <= len(passes) else None
-        if here == "pred_perturbed":
-            weaken_layers(denoiser, self._perturbations(), type(self).__name__)
         if self._needs_input() and self._count_prepared == 1:
             self._watch = denoiser.register_forward_pre_hook(self._take_down, with_kwargs=True)
 
@@ -217,8 +214,16 @@ class ConditionGuider(FusedGuider, wrap=False):
         if self._watch is not None:
             self._watch.remove()
             self._watch = None
-        if self.perturbed is not None:
-            restore_layers(denoiser, self._perturbations(), type(self).__name__)
+        super().cleanup_models(denoiser)
+
+    def _layers(self, denoiser: torch.nn.Module) -> LayerSwitch:
+        return LayerSwitch(denoiser, self._perturbations())
+
+    def _is_weak(self, name: str) -> bool:
+        return name == "pred_perturbed"
+
+    def _weakens(self) -> bool:
+        return self.perturbed is not None and "pred_perturbed" in self._names.values()
 
     def _needs_input(self) -> bool:
         return self._whole().lowered.domain is not None

@@ -113,6 +113,10 @@ class FusedGuider(StepGuider):
             super().__setattr__("_call", None)
             for kept in ("_calls", "_unique", "_placed"):
                 super().__setattr__(kept, {})
+            self._forget_switch()
+
+    def _forget_switch(self) -> None:
+        """Called when an argument is set, for what was made of the arguments."""
 
     # --- What a subclass says ---------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor
 from ....rules import CFG, LTX2, Autoguidance, Perturbed, Rule
 from .arguments import FusedOutput
 from .core import FusedGuider
-from .layers import own_configs, restore_layers, weaken_layers
-from .smoothing import BlurredQueries
+from .layers import LayerSwitch, own_configs
+from .smoothing import blurred_layers
+from .switching import SwitchGuider
 
 __all__ = [
     "FusedAutoGuidance",
@@ -29,7 +31,7 @@ __all__ = [
 ]
 
 
-class FusedAutoGuidance(FusedGuider, AutoGuidance, eager=True):
+class FusedAutoGuidance(SwitchGuider, AutoGuidance, eager=True):
     """diffusers' ``AutoGuidance`` by :class:`fastcfg.Autoguidance`.
 
     As in diffusers, the pass with skipped layers takes the *negative* inputs; the paper (2406.02507) weakens the
@@ -50,11 +52,17 @@ class FusedAutoGuidance(FusedGuider, AutoGuidance, eager=True):
     def _sources(self) -> dict[str, str]:
         return {"perturbed": "pred_uncond", "cond": "pred_cond"}
 
+    def _layers(self, denoiser: torch.nn.Module) -> LayerSwitch:
+        return LayerSwitch(denoiser, self.auto_guidance_config)
+
+    def _is_weak(self, name: str) -> bool:
+        return name == "pred_uncond"
+
     def _is_ag_enabled(self) -> bool:
         return self._guided()
 
 
-class _WithPerturbed(FusedGuider, wrap=False):
+class _WithPerturbed(SwitchGuider, wrap=False):
     """CFG and a perturbed pass, each in its window; at a step without one of them its pass is not run.
 
     Without CFG the perturbed prediction is the base, as in diffusers; its pass runs with the conditional inputs and
@@ -97,26 +105,12 @@ class _WithPerturbed(FusedGuider, wrap=False):
             return {"scale": self._weak_scale}
         return {"scale": "guidance_scale", "perturbed_scale": self._weak_scale}
 
-    def _weaken(self, denoiser: torch.nn.Module) -> None:
+    def _layers(self, denoiser: torch.nn.Module) -> LayerSwitch:
+        """The switch of what the weak pass weakens."""
         raise NotImplementedError
 
-    def _restore(self, denoiser: torch.nn.Module) -> None:
-        raise NotImplementedError
-
-    def _in_weak_pass(self) -> bool:
-        passes = self._now().passes
-        return 0 < self._count_prepared <= len(passes) and passes[self._count_prepared - 1][0] == self._weak
-
-    def prepare_models(self, denoiser: torch.nn.Module) -> None:
-        """Count the pass, and weaken the model in the perturbed one."""
-        self._count_prepared += 1
-        if self._in_weak_pass():
-            self._weaken(denoiser)
-
-    def cleanup_models(self, denoiser: torch.nn.Module) -> None:
-        """Give the model its strength back."""
-        if self._in_weak_pass():
-            self._restore(denoiser)
+    def _is_weak(self, name: str) -> bool:
+        return name == self._weak
 
 
 class _WithSkippedLayers(_WithPerturbed, wrap=False):
@@ -126,11 +120,8 @@ class _WithSkippedLayers(_WithPerturbed, wrap=False):
         self.skip_layer_config = own_configs(self.skip_layer_config)
         super()._ready()
 
-    def _weaken(self, denoiser: torch.nn.Module) -> None:
-        weaken_layers(denoiser, self.skip_layer_config, type(self).__name__)
-
-    def _restore(self, denoiser: torch.nn.Module) -> None:
-        restore_layers(denoiser, self.skip_layer_config, type(self).__name__)
+    def _layers(self, denoiser: torch.nn.Module) -> LayerSwitch:
+        return LayerSwitch(denoiser, self.skip_layer_config)
 
     def _is_cfg_enabled(self) -> bool:
         return self._cfg()
@@ -196,13 +187,9 @@ class FusedSmoothedEnergyGuidance(
     def _is_seg_enabled(self) -> bool:
         return self._weakened()
 
-    def _weaken(self, denoiser: torch.nn.Module) -> None:
+    def _layers(self, denoiser: torch.nn.Module) -> LayerSwitch:
         width, infinite = self.seg_blur_sigma, self.seg_blur_threshold_inf
-        self._blurred = [BlurredQueries(denoiser, config, width, infinite) for config in self.seg_guidance_config]
-
-    def _restore(self, denoiser: torch.nn.Module) -> None:
-        for blurred in self.__dict__.pop("_blurred", ()):
-            blurred.remove()
+        return LayerSwitch(denoiser, self.seg_guidance_config, partial(blurred_layers, sigma=width, threshold=infinite))
 
     def forward(
         self, pred_cond: Tensor, pred_uncond: Tensor | None = None, pred_cond_seg: Tensor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 
 from ....methods.attention import gaussian_blur
 from ....validate import upcast
-from .layers import self_attention
+from .layers import Weak, self_attention
 
-__all__ = ["BlurredQueries", "blur_queries"]
+__all__ = ["blur_queries", "blurred_layers"]
 
 
 def blur_queries(queries: Tensor, sigma: float, threshold: float) -> Tensor:
@@ -40,8 +41,10 @@ def blur_queries(queries: Tensor, sigma: float, threshold: float) -> Tensor:
     return torch.cat([blurred.to(queries.dtype), queries[:, side * side :]], dim=1)
 
 
-class BlurredQueries:
-    """The queries of a model's self-attention blurred in some of its layers, until :meth:`remove`.
+def blurred_layers(
+    denoiser: nn.Module, config: Any, sigma: float, threshold: float
+) -> Iterator[tuple[nn.Module, Weak]]:
+    """The projections to queries in a model's self-attention, with their blurred output, for a :class:`.LayerSwitch`.
 
     Args:
         denoiser: a transformer of diffusers, or any model with a stack of blocks at ``config.fqn``.
@@ -52,16 +55,9 @@ class BlurredQueries:
         ValueError: as :func:`.self_attention`.
     """
 
-    def __init__(self, denoiser: nn.Module, config: Any, sigma: float, threshold: float) -> None:
-        def blur(_: nn.Module, __: Any, queries: Tensor) -> Tensor:
-            return blur_queries(queries, sigma, threshold)
+    def weak(strong: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        return blur_queries(strong(*args, **kwargs), sigma, threshold)
 
-        names = config._query_proj_identifiers or ["to_q"]
-        projections = (getattr(module, n, None) for module in self_attention(denoiser, config) for n in names)
-        self._handles = [p.register_forward_hook(blur) for p in projections if isinstance(p, nn.Linear)]
-
-    def remove(self) -> None:
-        """Give the model its own queries back."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    names = config._query_proj_identifiers or ["to_q"]
+    for module in self_attention(denoiser, config):
+        yield from ((p, weak) for n in names if isinstance(p := getattr(module, n, None), nn.Linear))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....core.conditions import Condition
 from ....core.state import State
 from ....rules import Rule
 from ..fuse import fuse
@@ -59,11 +60,19 @@ class GuiderRun:
         return sum(guider.passes_saved for guider in self.guiders.values())
 
 
+def _inputs(name: str, condition: Mapping[str, Any] | Condition) -> dict[str, Any]:
+    if not isinstance(condition, Condition):
+        return dict(condition)
+    if condition.model is not None or condition.context is not None:
+        raise ValueError(f"conditions: {name!r} has a model or a context; a guider's passes take inputs alone")
+    return dict(condition.kwargs)
+
+
 @contextmanager
 def guided_by_guiders(
     pipe: Any,
     rule: Rule | Mapping[str, Rule],
-    conditions: Mapping[str, Mapping[str, Any]],
+    conditions: Mapping[str, Mapping[str, Any] | Condition],
     backend: str | None,
     frame_scales: Tensor | Sequence[float] | None,
     options: Mapping[str, Any],
@@ -86,7 +95,7 @@ def guided_by_guiders(
         guiders: dict[str, RuleGuidance] = {}
         for name, (own, made) in report.swapped.items():
             assert isinstance(made, RuleGuidance)
-            made.inputs = {condition: dict(inputs) for condition, inputs in conditions.items()}
+            made.inputs = {name: _inputs(name, condition) for name, condition in conditions.items()}
             made.backend = backend
             if not own._enabled:
                 made.disable()

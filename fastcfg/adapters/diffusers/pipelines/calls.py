@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ....core.conditions import Condition
 from .forms import PipelineForm
 from .inputs import bind, blocks, with_condition
 from .parts import named_blocks, output_tensor
@@ -40,8 +41,10 @@ class Call:
             return found
         return dict(zip(self.names, self.output.chunk(len(self.names)), strict=True))
 
-    def under(self, name: str, condition: Mapping[str, Any]) -> Tensor:
+    def under(self, name: str, condition: Mapping[str, Any] | Condition) -> Tensor:
         """The denoiser's output under a condition, with the conditional pass's inputs for all else.
+
+        A :class:`fastcfg.Condition` may bring another model, and a context to run in: layers that are weakened.
 
         Raises:
             ValueError: naming ``conditions``, if those can't be told from the batch's.
@@ -53,7 +56,10 @@ class Call:
                 inputs = blocks(inputs, [names.index("cond")], len(names))
             except ValueError as error:
                 raise ValueError(f"conditions: {name!r} can't be run: {error}") from None
-        inputs = with_condition(self.denoiser, inputs, condition, self.output.shape[0] // len(names))
-        context = getattr(self.denoiser, "cache_context", None)
-        with nullcontext() if context is None else context(name):
-            return output_tensor(self.denoiser(**inputs))
+        whole = condition if isinstance(condition, Condition) else Condition(condition)
+        denoiser = self.denoiser if whole.model is None else whole.model
+        inputs = with_condition(self.denoiser, inputs, whole.kwargs, self.output.shape[0] // len(names))
+        cached = getattr(denoiser, "cache_context", None)
+        weakened = nullcontext() if whole.context is None else whole.context()
+        with weakened, nullcontext() if cached is None else cached(name):
+            return output_tensor(denoiser(**inputs))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....core.conditions import Condition
 from ....core.frames import guide_frames
 from ....core.guide import guide
 from ....core.state import State
@@ -31,7 +32,7 @@ from .stand_ins import StandIn, methods_replaced, signature_of
 
 __all__ = ["Conditions", "PipelineGuidance"]
 
-Conditions = Mapping[str, Mapping[str, Any]]
+Conditions = Mapping[str, "Mapping[str, Any] | Condition"]
 
 _CONDITIONS = (
     "encoder_hidden_states",
