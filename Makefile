@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo test test-fast soak bench bench-compare hosts check docs clean
+.PHONY: help demo test test-fast gpu-emulated soak bench bench-compare hosts check docs clean
 
 help:
 	@echo "make demo   guide a small text-to-image model; one picture, outputs/demo/demo.png"
 	@echo "make test   the test suite"
 	@echo "make test-fast  the part of it that takes a few minutes"
 	@echo "make soak   random calls, damaged files, kills and memory over SOAK=200 examples, an hour or so"
+	@echo "make gpu-emulated  the compiled kernels on the software GPU, all of it; a table in benchmarks/results"
 	@echo "make bench  measure this machine against the peers, in minutes; results and report in outputs/bench"
 	@echo "make bench-compare  measure again, in outputs/bench, and fail if a ratio to a peer fell, twice, beyond the noise"
 	@echo "make hosts  diffusers' own fast tests beside themselves under guided and fuse; a table in benchmarks/results"
@@ -33,6 +34,16 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# The kernels as compiled, on the software GPU: tests/gpu/README.md. Takes about an hour on two cores.
+EMULATED := FASTCFG_SOFTWARE_GPU=90 $(BIN)/python -m pytest -n $(WORKERS)
+gpu-emulated: $(VENV)/.ready
+	mkdir -p outputs
+	$(EMULATED) tests/gpu/emulated --junitxml outputs/gpu-emulated.xml
+	$(EMULATED) tests/conformance/test_rules.py tests/kernels/test_layouts.py tests/kernels/test_group_layouts.py \
+	  -k "triton or group_layouts" --junitxml outputs/gpu-conformance.xml
+	PYTHONPATH=tests $(BIN)/python -m gpu.table benchmarks/results \
+	  --tests outputs/gpu-emulated.xml outputs/gpu-conformance.xml
 
 test-fast: $(VENV)/.ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not export and not hosts"

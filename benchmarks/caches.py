@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .peers import Call, Predictions
 
-__all__ = ["cache_levels", "copies", "copy_call", "in_turn", "last_level_cache", "rotations"]
+__all__ = ["copies", "copy_call", "in_turn", "last_level_cache", "rotations"]
 
 CPU = Path("/sys/devices/system/cpu/cpu0")
 UNKNOWN = 64 << 20
@@ -25,21 +25,6 @@ def last_level_cache(device: str) -> int:
     # What the processor itself tells (sysconf) may be of a whole socket, the part of a virtual machine far less.
     sizes = [file.read_text().strip() for file in CPU.glob("cache/index*/size")]
     return max((int(size[:-1]) << 10 for size in sizes if size.endswith("K")), default=UNKNOWN)
-
-
-def cache_levels(device: str) -> dict[str, int]:
-    """Bytes of each cache that holds data, the smallest first: ``L1``, ``L2`` … of a core, or the GPU's ``L2``.
-
-    Empty where the system does not tell.
-    """
-    if device == "cuda":
-        return {"L2": last_level_cache(device)}
-    found = {}
-    for cache in sorted(CPU.glob("cache/index*")):
-        level, kind, size = ((cache / name).read_text().strip() for name in ("level", "type", "size"))
-        if kind != "Instruction" and size.endswith("K"):
-            found[f"L{level}"] = int(size[:-1]) << 10
-    return dict(sorted(found.items(), key=lambda each: each[1]))
 
 
 def rotations(size: int, cache: int) -> int:

@@ -1,6 +1,6 @@
 """``python -m benchmarks.distillation``: students of the demo's model beside their teachers.
 
-Trains each student (a run that was stopped goes on), measures it, and writes ``results/distillation.{json,md,png}``.
+Trains each student (a run that was stopped goes on), measures it, and writes ``results/distillation.{json,md}``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fastcfg import APG, CFG, InDomain, PerpNeg, Rule
 from fastcfg.cli.distill import SCALES, measure
-from fastcfg.demo.distill_report import Findings, draw, from_json, to_json, to_markdown
+from fastcfg.demo.distill_report import Findings, from_json, to_json, to_markdown
 from fastcfg.demo.distillation import demo_task
 from fastcfg.distill import (
     DistillConfig,
@@ -147,8 +147,7 @@ def to_text(found: Mapping[str, Findings], others: Mapping[str, Sequence[Gap]], 
 
 `python -m benchmarks.distillation` on {environment.hardware}, threads: {environment.threads},
 torch {environment.versions["torch"]}. Every step has {BASE.batch} examples, on scales 1 to 10. Times of
-teacher and student are taken in turns; an adapter costs its own products until it is merged. Pictures:
-`distillation.png`, {", ".join(f"`distillation-{name}.png`" for name in OTHER_TEACHERS)}.
+teacher and student are taken in turns; an adapter costs its own products until it is merged.
 
 """
     if alone:
@@ -183,7 +182,7 @@ def main(
     samples: Annotated[int, typer.Option(min=20, help="Samples for the quality tables.")] = 200,
     variant: Annotated[list[str] | None, typer.Option(help="Only this one; may be given several times.")] = None,
     folder: Annotated[Path, typer.Option(help="Students and states.")] = Path("outputs/distillation"),
-    output: Annotated[Path, typer.Option(help="Folder for the JSON, Markdown and PNG.")] = RESULTS,
+    output: Annotated[Path, typer.Option(help="Folder for the JSON and Markdown.")] = RESULTS,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's.")] = None,
 ) -> None:
     """Distil the demo's model in several ways and measure the students."""
@@ -211,21 +210,7 @@ def main(
         "findings": {name: to_json(one) for name, one in found.items()},
         "cfg_student_on": {name: [asdict(gap) for gap in found_gaps] for name, found_gaps in others.items()},
     }
-    shown = [(VARIANTS[name].title, pair[1]) for name, pair in students.items() if name in ("full", "lora", "lora-64")]
-    curves = [(VARIANTS[name].title, one.gaps) for name, one in found.items() if name not in OTHER_TEACHERS]
-    written: dict[str, bytes] = {
-        ".json": (json.dumps(data, indent=2) + "\n").encode(),
-        ".md": to_text(found, others, environment).encode(),
-    }
-    if shown:
-        written[".png"] = draw(
-            students["full" if "full" in students else "lora"][0], shown, curves, "One pass beside two"
-        )
-    for name, title in (("perp-neg", "Perp-neg: digits of any colour but red"), ("apg", "APG in x0")):
-        if name in students:
-            task, student = students[name]
-            curve = [("student", found[name].gaps)]
-            written[f"-{name}.png"] = draw(task, [("student", student)], curve, title, scales=(2.0, 4.0, 8.0))
+    written = {".json": json.dumps(data, indent=2) + "\n", ".md": to_text(found, others, environment)}
     for ending, content in written.items():
         path = output / f"distillation{ending}"
         write_atomically(path, content)

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import prod
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -151,10 +150,4 @@ def section(plan: Plan, progress: Progress) -> Measured:
         missed = [target for target in targets if not target.met]
         notes += [f"missed: {t.what}, {t.row.size} {t.row.dtype}: {t.row.ratio:.2f}" for t in missed]
         notes.append(f"{len(targets) - len(missed)} of {len(targets)} promises kept")
-    return Measured(report.record(), [report.table()], notes, partial(_plots, report))
-
-
-def _plots(report: Report, folder: Path) -> list[Path]:
-    from .plots import draw_plots
-
-    return draw_plots(report, folder)
+    return Measured(report.record(), [report.table()], notes)

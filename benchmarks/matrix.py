@@ -67,14 +67,19 @@ def _predictions(rule: Rule) -> dict[str, Tensor]:
     return {name: _drawn(k, 1, 4, 8, 8) for k, name in enumerate(rule.conditions)}
 
 
+def _state(rule: Rule) -> State:
+    """A state with what the caller has to put there."""
+    return State({name: _drawn(7, 1, 4, 8, 8) for name in rule.at(0, 2).lowered.given})
+
+
 def _step(rule: Rule) -> None:
     step, x = next(iter(Sampler.flow([1.0, 0.5, 0.0]))), _drawn(9, 1, 4, 8, 8)
-    fastcfg.guide_step(rule.at(0, 2), step, x=x, state=State(), **_predictions(rule))
+    fastcfg.guide_step(rule.at(0, 2), step, x=x, state=_state(rule), **_predictions(rule))
 
 
 def _requests(rule: Rule) -> None:
     batch = Requests(GuidedDenoiser(_Model(), rule))
-    batch.add("a", _conditions(rule, 1), num_steps=2)
+    batch.add("a", _conditions(rule, 1), num_steps=2, state=_state(rule))
     batch(_drawn(9, 1, 4, 8, 8), torch.tensor([1.0]), sigmas=[1.0], prediction=Prediction("eps", 0.5, 0.5))
 
 
@@ -82,6 +87,7 @@ def _k_diffusion(rule: Rule) -> None:
     from fastcfg.adapters.k_diffusion import CFGDenoiser
 
     denoiser = CFGDenoiser(_Model(), rule, argument="label", sigmas=[2.0, 1.0])
+    denoiser.state = _state(rule)
     denoiser(_drawn(9, 1, 4, 8, 8), torch.tensor([2.0]), **{n: c["label"] for n, c in _conditions(rule, 1).items()})
 
 
@@ -91,7 +97,7 @@ def _vllm_omni(rule: Rule) -> None:
     pipeline = type("Pipeline", (FusedCFG,), {"guidance": rule, "branches": rule.conditions})()
     given = _predictions(rule)
     space = {"x": _drawn(9, 1, 4, 8, 8), "prediction": Prediction("eps", 0.5, 0.5)}
-    context = {"step": 0, "num_steps": 2, "sigma": 1.0, "state": State(), **space}
+    context = {"step": 0, "num_steps": 2, "sigma": 1.0, "state": _state(rule), **space}
     pipeline.combine_multi_branch_cfg_noise([given[n] for n in rule.conditions], 4.0, kwargs=context)
 
 
@@ -122,7 +128,9 @@ def _classic(rule: Rule) -> None:
         given.pop("negative", None)  # The pipeline's own negative prompt.
     pipe = _pipeline()
     embeds = {"prompt_embeds": _drawn(1, 1, 3, 8), "negative_prompt_embeds": _drawn(2, 1, 3, 8)}
-    with guided(pipe, rule, conditions=given):
+    with guided(pipe, rule, conditions=given) as run:
+        for name in rule.lowered.given:
+            run.state[name] = _drawn(7, 1, 4, 8, 8)
         pipe(**embeds, height=8, width=8, num_inference_steps=2, guidance_scale=5.0, output_type="latent")
 
 

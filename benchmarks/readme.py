@@ -107,7 +107,7 @@ def kernels_of(folder: Path) -> Mapping[str, Any]:
 def blocks() -> dict[str, str]:
     """README.md's generated parts by the names of their markers."""
     recorded = kernels_of(RECORDED)
-    return {"matrix": matrix.compact(), "results": about(recorded) + "\n" + results(recorded)}
+    return {"results": about(recorded) + "\n" + results(recorded)}
 
 
 def with_blocks(text: str, parts: Mapping[str, str]) -> str:
@@ -131,6 +131,9 @@ def matrix_page() -> str:
 Made by `python -m benchmarks.readme --write`, which tries every rule of `fastcfg rules` on every adapter. A rule
 without a guider or a node of its own is taken as it is: by `RuleGuidance(rule)` in modular pipelines, by `FastcfgRule`
 in ComfyUI.
+
+{matrix.compact()}
+By name:
 
 {matrix.full()}
 Not taken, and why:

@@ -1,9 +1,7 @@
-"""Result files: what was measured and where, as JSON, CSV and Markdown; their ``kind`` says what the rows are."""
+"""Result files: what was measured and where, as JSON and Markdown; their ``kind`` says what the rows are."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -48,29 +46,16 @@ class Record:
         begin = json.dumps(head, indent=1, ensure_ascii=False)[:-2]
         return begin + ',\n "rows": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
 
-    def to_csv(self) -> str:
-        """A line a row under a line of names; a mapping's entries are columns of their own."""
-        flat = [_flat(row) for row in self.rows]
-        text = io.StringIO()
-        if flat:
-            writer = csv.DictWriter(
-                text, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n"
-            )
-            writer.writeheader()
-            writer.writerows(flat)
-        return text.getvalue()
-
     def write(self, folder: Path) -> list[Path]:
-        """JSON, CSV and Markdown into a folder, each of them whole or not at all.
+        """JSON and Markdown into a folder, each of them whole or not at all.
 
         They take the place of an older result of the same from the same machine, whatever its files are called.
         """
         for stem in self._older(folder):
-            pictures = (path for kind in ("png", "svg") for path in folder.glob(f"{stem}-*.{kind}"))
-            for path in (*(folder / f"{stem}{suffix}" for suffix in (".json", ".csv", ".md")), *pictures):
-                path.unlink(missing_ok=True)
+            for suffix in (".json", ".md"):
+                (folder / f"{stem}{suffix}").unlink(missing_ok=True)
         written = []
-        for suffix, text in ((".json", self.to_json()), (".csv", self.to_csv()), (".md", self.text)):
+        for suffix, text in ((".json", self.to_json()), (".md", self.text)):
             written.append(folder / (self.name + suffix))
             write_atomically(written[-1], text)
         return written
@@ -91,16 +76,6 @@ def _place(data: Mapping[str, Any]) -> tuple[Any, ...]:
     """What the results that replace each other have in common."""
     where = data.get("environment") or {}
     return *(where.get(name) for name in ("device", "hardware", "threads")), data.get("cache", "hot")
-
-
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            flat |= value
-        else:
-            flat[name] = "x".join(map(str, value)) if isinstance(value, list | tuple) else value
-    return flat
 
 
 class OtherKind(ValueError):

@@ -39,7 +39,7 @@ def main(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for JSON, CSV, Markdown, plots and the report; default: benchmarks/results for all of a full "
+            help="Folder for JSON, Markdown and the report; default: benchmarks/results for all of a full "
             f"run, {QUICK} for less."
         ),
     ] = None,
@@ -144,11 +144,6 @@ def _write(outcome: Outcome, output: Path, console: Console) -> None:
     for note in measured.notes:
         console.print(note, highlight=False, markup=False)
     written = measured.record.write(output)
-    if measured.draw is not None:
-        try:
-            written += measured.draw(output)
-        except ImportError as error:
-            console.print(f"no plots: {error}; pip install 'fastcfg-diffusion[bench]'", highlight=False, markup=False)
     for path in written:
         console.print(f"wrote {path}", highlight=False)
 

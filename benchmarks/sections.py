@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .records import Record
@@ -57,10 +56,9 @@ class Measured:
     Attributes:
         record: its files.
         show: what a terminal is shown: renderables of rich.
-        notes: lines below it; draw: makes further files in a folder.
+        notes: lines below it.
     """
 
     record: Record
     show: Sequence[Any] = ()
     notes: Sequence[str] = ()
-    draw: Callable[[Path], Sequence[Path]] | None = None

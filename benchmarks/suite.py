@@ -54,12 +54,9 @@ def _export(plan: Plan, progress: Progress) -> Measured:
 
 
 def _scaling(plan: Plan, progress: Progress) -> Measured:
-    from . import scaling, scaling_text
-    from .records import terminal_table
+    from . import scaling
 
-    record = scaling.record(scaling.measure(full=plan.full, device=plan.device, progress=progress))
-    title = f"{record.environment.label}: laws of cost; the times and a fleet's model are in the files"
-    return Measured(record, [terminal_table(title, scaling_text.LAWS, scaling_text.laws(record.more))])
+    return scaling.section(plan, progress)
 
 
 _DIFFUSERS = {"diffusers": "diffusers"}

@@ -100,9 +100,8 @@ def _quality() -> dict[str, Any]:
     ]  # fmt: skip
     few = [{**row, "scale": scale, "reference": "all but red"} for row in curves[:1] for scale in (1.5, 3.0)]
     curves += few
-    grids = [{"title": "Samples", "file": "quality-samples.png", "alt": "Ten digits"}]
     return {
-        "kind": "quality", "environment": WHERE, "settings": {}, "curves": curves, "grids": grids,
+        "kind": "quality", "environment": WHERE, "settings": {}, "curves": curves,
         "geometry": geometry, "at_equal_accuracy": {"accuracy": 0.97, "rows": equal},
     }  # fmt: skip
 
@@ -128,7 +127,7 @@ def _students() -> Iterator[dict[str, Any]]:
 
 def _rest() -> Iterator[dict[str, Any]]:
     sampling = {"difference": 6e-5, "control": 3e-5, "eager_ms": 3000.0, "graph_ms": 2000.0, "steps": 20, "images": 10,
-                "threads": 1, "runs_on": "onnxruntime", "picture": "export-demo.png"}  # fmt: skip
+                "threads": 1, "runs_on": "onnxruntime"}  # fmt: skip
     rows = [
         {"model": model, "rule": "CFG", "dtype": dtype, "parameters": 520460, "export_s": 19.7, "onnx_mb": 2.3,
          "ok": ok, "difference": 11.0, "control": 12.0, **more}

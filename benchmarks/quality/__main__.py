@@ -1,4 +1,4 @@
-"""``python -m benchmarks.quality``: writes quality.json, quality.md and the pictures of them."""
+"""``python -m benchmarks.quality``: writes quality.json and quality.md."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from fastcfg.files import write_atomically
 
 from ..environment import Environment
 from .curves import CURVES, DYNAMIC, NEGATIVE_SCALES, SCALES, points
+from .equal_accuracy import compare_at_target
 from .geometry import trace
-from .grids import all_grids
 from .measure import Measurement, Settings
-from .plots import curves_figure, geometry_figure
-from .reading import compare_at_target
-from .report import STRONG, Findings
+from .report import Findings
 from .sampling import Start, in_precision
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -65,7 +63,6 @@ def find(
         for scale in scales:
             traces += trace(in_precision(network, False), scale, Start.draw(traced, settings.seed), settings.steps)
             bar.advance(job)
-    strong = STRONG if STRONG in scales else scales[-1]
     return Findings(
         environment=Environment.of("cpu", "prdc", "torchmetrics"),
         student=student.card,
@@ -76,7 +73,6 @@ def find(
         dynamic=dynamic,
         compared=compare_at_target(measured, scales),
         traces=traces,
-        grids=all_grids(measured, scales, strong, NEGATIVE_SCALES),
     )
 
 
@@ -114,10 +110,7 @@ def main(
     settings = Settings(samples, steps, min(batch, samples), seed, draws=10 if quick else 50, bf16=precision == "bf16")
     console = Console(stderr=True)
     found = find(settings, scales, traced, distilled, console, keep)
-    files: dict[str, str | bytes] = {grid.file: grid.png for grid in found.grids}
-    files["quality-curves.png"] = curves_figure(found.points, scales)
-    files["quality-geometry.png"] = geometry_figure(found.traces)
-    files |= {"quality.json": found.to_json(), "quality.md": found.to_markdown()}
+    files = {"quality.json": found.to_json(), "quality.md": found.to_markdown()}
     output.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomically(output / name, content)

@@ -21,9 +21,7 @@ from .bootstrap import Resampled, draws, resample
 from .curves import Asked, Curve
 from .sampling import Start, in_precision, sample
 
-__all__ = ["NUM_SHOWN", "Measurement", "Point", "Settings", "Shown", "share_error"]
-
-NUM_SHOWN = 10  # One of each digit.
+__all__ = ["Measurement", "Point", "Settings", "share_error"]
 
 
 @dataclass(frozen=True)
@@ -77,15 +75,6 @@ class Point:
     reference: str
 
 
-@dataclass(frozen=True)
-class Shown:
-    """Images ``[10, 3, 28, 28]`` clamped to what a screen shows, and what the classifier reads in each."""
-
-    images: Tensor
-    digit: Sequence[int]
-    colour: Sequence[int]
-
-
 def share_error(share: float, count: int) -> float:
     """Standard error of a share, with one success and one failure added: none of 240 wrong is not certainty."""
     p = (share * count + 1) / (count + 2)
@@ -102,7 +91,6 @@ class Measurement:
 
     Attributes:
         points: by name of the curve and scale, in the order in which they were measured.
-        shown: the first ten samples, one of each digit.
         resampled: accuracy and distance of every draw.
     """
 
@@ -111,7 +99,6 @@ class Measurement:
     student: Student
     folder: Path | None = None
     points: dict[tuple[str, float], Point] = field(default_factory=dict)
-    shown: dict[tuple[str, float], Shown] = field(default_factory=dict)
     resampled: dict[tuple[str, float], Resampled] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -197,8 +184,6 @@ class Measurement:
         if precision == self.settings.bf16:
             key = (curve.name, scale)
             self.points[key], self.resampled[key] = point, again
-            seen = (found[:NUM_SHOWN].tolist() for found in (look.digit, look.colour))
-            self.shown[key] = Shown(images[:NUM_SHOWN].clamp(-1, 1), *seen)
         return point
 
     def of(self, curve: str, scales: Sequence[float], figure: str) -> dict[float, float]:

@@ -13,14 +13,12 @@ from fastcfg.distill.card import Card, Mode
 from ..environment import Environment
 from ..records import markdown_table
 from .curves import CURVES, Curve
+from .equal_accuracy import TARGET, AtTarget
 from .geometry import Trace
-from .grids import Grid
 from .measure import Point, Settings
-from .reading import TARGET, AtTarget, of_cfg, of_geometry, of_rescale, of_strongest, of_student
 
 __all__ = ["Findings"]
 
-STRONG = 7.5
 TRAINED: Mapping[Mode, str] = {
     "full": "all weights trained",
     "lora": "an adapter trained",
@@ -47,7 +45,6 @@ class Findings:
     dynamic: Point
     compared: Sequence[AtTarget]
     traces: Sequence[Trace]
-    grids: Sequence[Grid]
 
     def of(self, curve: str) -> list[Point]:
         """The points of a curve, by scale."""
@@ -72,87 +69,42 @@ class Findings:
             "curves": [asdict(point) for point in self.points],
             "controls": [asdict(point) for point in (*self.exact, self.dynamic)],
             "at_equal_accuracy": {"accuracy": TARGET, "rows": [asdict(row) for row in self.compared]},
-            "grids": [{"title": grid.title, "file": grid.file, "alt": grid.alt} for grid in self.grids],
             "geometry": [asdict(one) for one in self.traces],
         }
         return json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_markdown(self) -> str:
-        """The reading first, then the figures."""
+        """Return the curves at equal accuracy, every figure, and how they were measured."""
         settings = self.settings
-        strong = STRONG if STRONG in self.scales else self.scales[-1]
         parts = [
             "# Quality and diversity against the guidance scale",
             f"`python -m benchmarks.quality`: {settings.samples} samples of coloured digits for each rule and scale, "
             f"all from the same noise and labels, DDIM with {settings.steps} steps, on the demo's model"
             f"{' with its products in bfloat16' if settings.bf16 else ''}; {self.environment.label}. "
             f"{self.environment.origin}",
-            "## What it says",
-            "\n".join(f"- {one}" for one in self._reading(strong)),
-            "![Accuracy, precision, recall, Fréchet distance, coverage and spread against the guidance scale, a line "
-            "for each rule and schedule; the tables below hold every point](quality-curves.png)",
             "## At equal accuracy",
             self._equal(),
-            "## Samples",
-            "\n\n".join(f"![{grid.alt}]({grid.file})" for grid in self.grids),
-            "## Geometry of guidance",
-            f"{of_geometry(self.traces, strong)} {of_rescale(self.traces, strong)}",
-            "All are of v, along CFG's own trajectories, the network in float32; means over the samples. In "
-            "`quality.json` each has its deviation.",
-            "![Length of the delta, its cosine with the unconditional prediction, its share along the conditional one, "
-            "and length and standard deviation of the guided prediction over the conditional one, by step, a line for "
-            "each scale](quality-geometry.png)",
             "## Every figure",
             self._tables(),
+            "## Geometry of guidance",
+            "Of v, along CFG's own trajectories, the network in float32; means over the samples at the first, the "
+            "middle and the last step. `quality.json` has every step and its deviation.",
+            self._geometry(),
             "## How it was measured",
             self._method(),
         ]
         return "\n\n".join(parts) + "\n"
 
-    def _reading(self, strong: float) -> list[str]:
-        cfg, student = self.of("CFG"), self.of("student of CFG")
-        found = [f"**CFG.** {of_cfg(cfg)}"]
-        if self.compared:
-            others = [row for row in self.compared if row.curve != "CFG"]
-            clear = sorted((row for row in others if abs(row.difference) > 2 * row.error), key=lambda r: r.difference)
-
-            def named(rows: Sequence[AtTarget]) -> str:
-                text = (f"{row.curve} ({row.difference:+.1f} ± {row.error:.1f})" for row in rows)
-                return ", ".join(text) or "none"
-
-            found.append(
-                f"**Rules, at the same {100 * TARGET:.0f} % of digits read as asked.** A Fréchet distance smaller "
-                f"than CFG's by more than two standard errors: {named([row for row in clear if row.difference < 0])}; "
-                f"larger: {named([row for row in clear if row.difference > 0])}; no clear difference: "
-                f"{named([row for row in others if row not in clear])}."
-            )
-            missing = [c.name for c in CURVES if c.asked == "both" and c.name not in {r.curve for r in self.compared}]
-            if missing:
-                found.append(f"**Not that accurate at any scale up to {self.scales[-1]:g}:** {', '.join(missing)}.")
-        guided = [point for point in self.points if point.reference == "all colours"]
-        found.append(f"**Too much of it.** {of_strongest([p for p in guided if p.scale == self.scales[-1]])}")
-        by_overshoot = sorted((p for p in guided if p.scale == strong), key=lambda p: p.overshoot)
-        found.append(
-            f"**Saturation at s = {strong:g}.** Pixels beyond the range, in percent of its half: "
-            + ", ".join(f"{p.curve} {100 * p.overshoot:.1f}" for p in by_overshoot)
-            + "."
-        )
-        found.append(f"**The student.** {of_student(cfg, student)}")
-        plain, negative = (self.of(curve.name) for curve in CURVES if curve.asked == "digit")
-        pairs = list(zip(plain, negative, strict=True))
-        red = "; ".join(
-            f"at s = {a.scale:g} {_of(a, b, 'avoided')} are red, accuracy is {_of(a, b, 'accuracy')}, recall "
-            f"{_of(a, b, 'recall')}, the Fréchet distance {a.frechet_distance:.0f} and {b.frechet_distance:.0f}"
-            for a, b in pairs
-        )
-        found.append(f"**A negative, red.** Digits without a colour asked for, with CFG and with perp-neg: {red}.")
-        dynamic = self.dynamic
-        found.append(
-            f"**What fails here.** Dynamic thresholding at s = {dynamic.scale:g}: {100 * dynamic.accuracy:.0f} % "
-            f"read as asked, Fréchet distance {dynamic.frechet_distance:.0f}. The ground of these images is -1, and "
-            "dividing a clean sample by its quantile lifts it at every step; a plain clip leaves it there."
-        )
-        return found
+    def _geometry(self) -> str:
+        names = ("delta_ratio", "cosine", "parallel_share", "norm_ratio", "spread_ratio")
+        steps = sorted({one.step for one in self.traces})
+        chosen = (steps[0], steps[len(steps) // 2], steps[-1])
+        rows = [
+            (f"{one.scale:g}", str(one.step), *(f"{getattr(one, name):.3f}" for name in names))
+            for one in self.traces
+            if one.step in chosen
+        ]
+        return markdown_table(("scale", "step", *names), rows)
 
     def _equal(self) -> str:
         if not self.compared:
@@ -185,6 +137,8 @@ class Findings:
             ("Density / coverage", lambda p: f"{p.density:.2f} / {p.coverage:.2f}"),
             ("Spread within a class, of real digits'", lambda p: f"{p.spread:.2f}"),
             ("Passes a sample", lambda p: f"{p.passes_per_sample:.0f}"),
+            ("Pixels beyond the range, % of its half", lambda p: f"{100 * p.overshoot:.1f}"),
+            ("In the colour that the negative names, %", lambda p: f"{100 * p.avoided:.0f}"),
         ]
         parts = []
         for title, form in forms:
@@ -199,12 +153,6 @@ class Findings:
     def _method(self) -> str:
         settings = self.settings
         rows = [f"- {curve.name}: {self._about(curve)}" for curve in CURVES]
-        cfg = {point.scale: point for point in self.of("CFG")}
-        control = "; ".join(
-            f"at s = {p.scale:g} accuracy {100 * p.accuracy:.1f} and {100 * cfg[p.scale].accuracy:.1f} %, FD "
-            f"{p.frechet_distance:.2f} and {cfg[p.scale].frechet_distance:.2f}"
-            for p in self.exact
-        )
         return (
             "\n".join(rows) + "\n\nAll figures are in the features of the demo's classifier, against "
             f"{settings.samples} real digits that neither it nor the denoiser has seen; the last two curves against "
@@ -214,12 +162,8 @@ class Findings:
             f"of recall are alike. Errors of the Fréchet distance are deviations over {settings.draws} draws with "
             "replacement within each digit. They are errors of the figures themselves; differences between curves have "
             "smaller ones, since all begin from the same noise."
-            + (f"\n\nCFG in float32 and in bfloat16, from the same noise: {control}." if control else "")
+            " `controls` in `quality.json` holds CFG in float32, from the same noise, and dynamic thresholding."
         )
-
-
-def _of(one: Point, other: Point, name: str) -> str:
-    return f"{100 * getattr(one, name):.0f} and {100 * getattr(other, name):.0f} %"
 
 
 def _with(value: float, error: float, factor: float) -> str:

@@ -8,11 +8,12 @@ from typing import Any, Literal
 import fastcfg_kernels as fk
 import torch
 from fastcfg_kernels.backends.torch.functional import Merge
-from fastcfg_kernels.checks import check_out, check_tensors
+from fastcfg_kernels.checks import check_map, check_out, check_tensors
 from torch import Tensor
 
 from ..prediction import Prediction
 from ..rules import Rule
+from .grid import Grid
 from .launch import check_names, domain_levels, launch, parameter_values, rule_inputs
 from .state import State
 
@@ -60,6 +61,8 @@ def guide(
     shards: Merge | None = None,
     stats: Sequence[str] = (),
     stats_out: Tensor | None = None,
+    grid: tuple[int, int] | None = None,
+    batched: bool = True,
     **predictions: Tensor,
 ) -> Tensor:
     """The guided prediction of a rule.
@@ -94,6 +97,10 @@ def guide(
             formula names it (``"dot_uncond_cond"``). The result stays the same to the bit.
         stats_out: where they are written, a contiguous tensor ``[B, K]`` in float32 (float64 for float64) beside the
             predictions; ``[G, K]`` for a rule whose sums run over G groups. Nothing waits for the device.
+        grid: the picture's ``(H, W)``, for a rule that works on neighbours (:class:`fastcfg.FDG`) and predictions that
+            are tokens ``[B, N, C]``: a pixel each, or a patch of pixels, packed channel by channel.
+        batched: False says that the predictions are one sample without a batch's dimension, ``[C, H, W]``, which could
+            not be told from a batch of C; so are ``x``, ``out`` and the result then.
         predictions: tensors ``[B, ...]`` of one shape, dtype and device, by the names in ``rule.conditions``.
 
     Returns:
@@ -108,6 +115,23 @@ def guide(
         if predictions:
             raise ValueError(f"batch: give one tensor or named predictions, not both (got {sorted(predictions)})")
         predictions = split_batch(rule, batch, order)
+    elif order is not None:
+        raise ValueError(f"order: names the blocks of one tensor that holds all predictions, got {order!r} without it")
+    if not batched or grid is not None:
+        rest: dict[str, Any] = {"params": params, "backend": backend, "check": check, "state": state, "x": x}
+        rest |= {"numerics": numerics, "prediction": prediction, "scale_map": scale_map, "mask": mask}
+        rest |= {"shards": shards, "stats": stats, "stats_out": stats_out}
+        if not batched:
+            if batch is not None:
+                raise ValueError("batched: False is for predictions by name, not for one tensor that holds all of them")
+            return _of_one_sample(rule, predictions, out, grid, rest)
+        return _on_a_grid(rule, predictions, out, grid, rest)
+    if params is not None:
+        if not isinstance(params, Mapping):
+            raise TypeError(f"params: expected a mapping from names to values, got {type(params).__name__}")
+        for name in rule.lowered.ranges:
+            if name in params:
+                rule.lowered.check_range(name, params[name], check)
     plain = scale_map is None and mask is None and shards is None and not stats and stats_out is None
     if (
         plain
@@ -121,15 +145,20 @@ def guide(
         and (made := short.guide(predictions, rule.numbers, params, out)) is not None
     ):
         return made
-    if params is not None and not isinstance(params, Mapping):
-        raise TypeError(f"params: expected a mapping from names to values, got {type(params).__name__}")
     if rule.prepares:
         if not plain:
             raise ValueError(
                 f"scale_map, mask, shards, stats: {type(rule).__name__} makes tensors of the predictions; it takes none"
             )
         return _prepared(rule, predictions, params or {}, out, backend, numerics, check)
+    if (x is not None or prediction is not None) and rule.lowered.domain is None:
+        raise ValueError(
+            f"x, prediction: {type(rule).__name__} works on what the model predicts and reads neither; leave them out, "
+            "or give InDomain(rule, ...)"
+        )
     tensors, values = rule_inputs(rule, predictions, params, check)
+    if mask is not None:
+        check_map("mask", mask, tensors[0])
     if numerics == "eager":
         if scale_map is not None or mask is not None or stats or stats_out is not None:
             raise ValueError("numerics: 'eager' has no scale_map, no mask and no stats")
@@ -153,6 +182,56 @@ def guide(
     tail = [x] if levels and x is not None else []
     values = [*values, *levels]
     return launch(rule, program, tensors, values, out=out, tail=tail, scale_map=scale_map, state=state, **options)[0]
+
+
+def _of_one_sample(
+    rule: Rule,
+    predictions: Mapping[str, Any],
+    out: Tensor | None,
+    grid: tuple[int, int] | None,
+    options: Mapping[str, Any],
+) -> Tensor:
+    """:func:`guide` of one sample, as a batch of one."""
+
+    def batch_of_one(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        return value.unsqueeze(0)
+
+    given: dict[str, Any] = {name: batch_of_one(name, value) for name, value in predictions.items()}
+    x = options["x"]
+    one = {**options, "x": None if x is None else batch_of_one("x", x)}
+    whole = None if out is None else batch_of_one("out", out)
+    result = guide(rule, out=whole, grid=grid, **one, **given)
+    return result.squeeze(0) if out is None else out
+
+
+def _on_a_grid(
+    rule: Rule,
+    predictions: Mapping[str, Any],
+    out: Tensor | None,
+    grid: tuple[int, int] | None,
+    options: Mapping[str, Any],
+) -> Tensor:
+    """:func:`guide` of tokens as the picture that they are, for a rule that works on neighbours."""
+    names = rule.conditions
+    check_names(rule, names, predictions)
+    if not rule.prepares:
+        raise ValueError(f"grid: {type(rule).__name__} works on elements by themselves and needs none; leave it out")
+    shape = Grid(grid, predictions[names[0]])
+    for name in names:
+        if predictions[name].shape != predictions[names[0]].shape:
+            expected = list(predictions[names[0]].shape)
+            raise ValueError(
+                f"{name}: expected the shape of {names[0]}, {expected}, got {list(predictions[name].shape)}"
+            )
+    given: dict[str, Any] = {name: shape.unpack(value) for name, value in predictions.items()}
+    result = shape.pack(guide(rule, **options, **given))
+    if out is None:
+        return result
+    check_tensors((names[0], "out"), (predictions[names[0]], out))
+    check_out(out, predictions[names[0]])
+    return out.copy_(result)
 
 
 def _prepared(
@@ -194,7 +273,11 @@ def _eager(rule: Rule, predictions: Mapping[str, Tensor], values: Sequence[Any],
     def by_sample(value: Any, like: Tensor) -> Any:
         return value.view(-1, *[1] * (like.dim() - 1)) if isinstance(value, Tensor) and value.dim() else value
 
+    check_tensors(tuple(predictions), list(predictions.values()))
     first = next(iter(predictions.values()))
+    if out is not None:
+        check_tensors((next(iter(predictions)), "out"), (first, out))
+        check_out(out, first)
     named = {n: by_sample(v, first) for n, v in zip(rule.program.params, values, strict=True)}
     result = rule.eager(predictions, named)
     return result if out is None else out.copy_(result)

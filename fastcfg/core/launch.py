@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, cast
 
 import fastcfg_kernels as fk
@@ -25,10 +26,22 @@ def check_names(rule: Rule, names: Sequence[str], predictions: Mapping[str, Any]
     if len(predictions) != len(names) or any(name not in predictions for name in names):
         missing = [n for n in names if n not in predictions]
         extra = [n for n in predictions if n not in names]
-        raise ValueError(f"predictions: {type(rule).__name__} takes {list(names)}; missing {missing}, unknown {extra}")
+        hint = _meant(extra, rule, missing)
+        raise ValueError(
+            f"predictions: {type(rule).__name__} takes {list(names)}; missing {missing}, unknown {extra}{hint}"
+        )
     for name in names:
         if not isinstance(predictions[name], Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(predictions[name]).__name__}")
+
+
+def _meant(given: Sequence[str], rule: Rule, names: Sequence[str]) -> str:
+    """What names that are not known may have been meant for."""
+    parameters = rule.lowered.params
+    if own := [name for name in given if name in parameters]:
+        return "; did you mean params={" + ", ".join(f"{name!r}: ..." for name in own) + "}?"
+    near = {name: found[0] for name in given if (found := get_close_matches(name, [*names, *parameters], 1))}
+    return "; did you mean " + ", ".join(f"{new} for {name}" for name, new in near.items()) + "?" if near else ""
 
 
 def rule_inputs(
@@ -48,7 +61,9 @@ def parameter_values(rule: Rule, params: Mapping[str, Any], first: Tensor, check
     values = dict(rule.lowered.params)
     for name, value in params.items():
         if name not in values:
-            raise ValueError(f"params: {type(rule).__name__} has no parameter {name!r}; it has {sorted(values)}")
+            hint = _meant([name], rule, sorted(values))
+            raise ValueError(f"params: {type(rule).__name__} has no parameter {name!r}; it has {sorted(values)}{hint}")
+        rule.lowered.check_range(name, value, check)
         values[name] = value
     for name, value in values.items():
         if isinstance(value, Schedule):

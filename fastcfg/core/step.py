@@ -18,7 +18,7 @@ from .guide import split_batch
 from .launch import check_names, domain_levels, launch, parameter_values, rule_inputs
 from .state import State
 
-__all__ = ["PREVIOUS_X0", "guide_step"]
+__all__ = ["PREVIOUS_X0", "begun", "guide_step"]
 
 PREVIOUS_X0 = "previous_x0"
 """Name in the state of the clean sample that the step before stood for."""
@@ -53,7 +53,8 @@ def guide_step(
         batch, order, params, check, scale_map, mask, shards, backend, stats, stats_out: as for :func:`fastcfg.guide`.
         x: the latent ``[B, ...]``, in the predictions' dtype or float32 (float64 for float64).
         state: what the rule remembers, and the clean sample that a multistep solver reads (``"previous_x0"``, in
-            float32): one for each request. The step reads and replaces them.
+            float32): one for each request. The step reads and replaces them. Where it holds none, the run begins at
+            this step, whichever it is (img2img, a restart), and the step is of first order.
         noise: standard normal ``[B, ...]``, for a solver with noise, in x's dtype or the predictions'.
         out: tensor for the next latent, of x's shape and dtype; it may be x, or one of the predictions.
         batch_out: tensor ``[k*B, ...]`` of any floating dtype, for the next model input: each of its k blocks becomes
@@ -71,6 +72,8 @@ def guide_step(
         raise TypeError(f"rule: expected a fastcfg rule, got {type(rule).__name__}")
     if not isinstance(step, Step):
         raise TypeError(f"step: expected a fastcfg.samplers.Step, got {type(step).__name__}")
+    if state is not None:
+        step = begun(step, state)
     if rule.scheduled and step.index is not None and step.num_steps is not None:
         rule = rule.at(step.index, step.num_steps, sigma=step.sigma)
     if batch is not None:
@@ -108,11 +111,6 @@ def guide_step(
     if step.keeps_x0:
         if state is None:
             raise ValueError("state: the solver reads the clean sample of the step before; give state=fastcfg.State()")
-        if PREVIOUS_X0 not in memory and not isinstance(step.previous_x0, Tensor) and step.previous_x0 != 0:
-            raise ValueError(
-                f"state: step {step.index} of the solver reads {PREVIOUS_X0!r}, the clean sample of the step before; "
-                "begin with the first step of a sampler, or give the state of the step before"
-            )
         tail.append(memory[PREVIOUS_X0] if PREVIOUS_X0 in memory else torch.zeros_like(x, dtype=acc))
         targets.append((1, acc))
     if noise is not None:
@@ -137,6 +135,12 @@ def guide_step(
     if step.keeps_x0:
         memory.remember(PREVIOUS_X0, results[1])
     return results[0]
+
+
+def begun(step: Step, state: State) -> Step:
+    """Return a solver's step as it is taken where a run begins: of first order, if the state has no clean sample."""
+    late = step.keeps_x0 and PREVIOUS_X0 not in state
+    return step.first_order() if late and not isinstance(step.previous_x0, Tensor) and step.previous_x0 else step
 
 
 def _prepared(

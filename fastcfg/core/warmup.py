@@ -41,6 +41,8 @@ def warmup(
         predictions: dict[str, Any] = {
             name: torch.zeros(*shape, dtype=dtype, device=device) for name in rule.conditions
         }
+        if rule.lowered.domain is None:
+            prediction = None  # A rule of any space is warmed up for all of them.
         x = None if prediction is None else torch.zeros(*shape, dtype=dtype, device=device)
         with torch.no_grad():
             guide(rule, params=params, state=State(), x=x, prediction=prediction, **predictions)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.conditions import Conditions
 from ..core.state import State
-from ..core.step import PREVIOUS_X0
+from ..core.step import PREVIOUS_X0, begun
 from ..prediction import Kind, Prediction
 from ..samplers.step import Step, stage_key
 from .layout import Inputs, Layout
@@ -121,6 +121,7 @@ class CapturedStep:
             conditions, step.index, step.num_steps, sigma=step.sigma, params=params, state=state, x=x
         )
         inputs = self._inputs(planned, x, t, conditions, params)
+        step = step if state is None else begun(step, state)
         inputs.add_numbers("weights", {n: w for n in STEP_WEIGHTS if (w := getattr(step, n)) is not None})
         level = step.level
         if level is not None:

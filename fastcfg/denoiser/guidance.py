@@ -143,6 +143,8 @@ class Guidance:
                 only = predictions[planned.passes[0]]
                 return only if to is None else to.copy_(only)
             named: dict[str, Any] = planned.predictions(predictions)
+            if planned.rule.lowered.domain is None:
+                space.pop("x", None), space.pop("prediction", None)
             return guide(
                 planned.rule,
                 params=params,

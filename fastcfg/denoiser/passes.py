@@ -59,8 +59,18 @@ class Pass(NamedTuple):
         """The same pass with other keyword arguments. (``_replace`` can't be traced by ``torch.compile`` of 2.8.)"""
         return Pass(self.name, kwargs, self.model, self.context, self.take)
 
-    def predict(self, x: Tensor, t: Any) -> Tensor:
-        """The prediction for ``x`` at timestep ``t``."""
+    def predict(self, x: Tensor, t: Any, names: str = "") -> Tensor:
+        """The prediction for ``x`` at timestep ``t``.
+
+        A model of diffusers whose cache is enabled is called in the cache's context of the pass, or of ``names``,
+        those of a batch: what it keeps is kept for each.
+        """
+        if getattr(self.model, "is_cache_enabled", False) is True:
+            with self.model.cache_context(names or self.name):  # type: ignore[attr-defined]
+                return self._predict(x, t)
+        return self._predict(x, t)
+
+    def _predict(self, x: Tensor, t: Any) -> Tensor:
         if self.context is None:
             return self.take(self.model(x, t, **self.kwargs))
         with self.context():
@@ -170,7 +180,8 @@ class Batched:
             return {group[0].name: group[0].predict(x, t)}
         by_sample = isinstance(t, Tensor) and t.dim() > 0 and t.shape[0] == batch  # [B], or [B, F] by frame or token.
         many_t = t.repeat(count, *[1] * (t.dim() - 1)) if by_sample else t
-        result = group[0].given(kwargs).predict(self.buffers.inputs(x, count), many_t)
+        names = "_".join(one.name for one in group)
+        result = group[0].given(kwargs).predict(self.buffers.inputs(x, count), many_t, names)
         if result.shape[0] != count * batch:
             raise ValueError(
                 f"model: expected {count * batch} predictions for {count} passes of {batch}, got {result.shape[0]}"

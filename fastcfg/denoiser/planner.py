@@ -51,6 +51,11 @@ class PassPlan:
         return tuple(name for name in self.passes if name != self.main) if self.main else ()
 
     @property
+    def ended(self) -> bool:
+        """Whether a gate has ended the guidance: the result is the conditional prediction."""
+        return any(reason == "stopped" for reason, _ in self.saved_by)
+
+    @property
     def memory(self) -> tuple[Any, ...]:
         """What of the gate is structure: equal for two plans that one piece of code can serve."""
         return self.main, tuple(name for name, _ in self.recalled), self.begins

@@ -5,13 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.grid import Grid
 from ..validate import Weight, check_tensor, number, per_sample, upcast
 
 __all__ = ["fresca"]
 
 
 def fresca(
-    *, uncond: Tensor, cond: Tensor, scale: Weight, low: float = 1.0, high: float = 1.25, cutoff: int = 20
+    *,
+    uncond: Tensor,
+    cond: Tensor,
+    scale: Weight,
+    low: float = 1.0,
+    high: float = 1.25,
+    cutoff: int = 20,
+    grid: tuple[int, int] | None = None,
 ) -> Tensor:
     """``uncond + scale * F^-1(m * F(cond - uncond))``, F being the 2-D Fourier transform.
 
@@ -23,6 +31,7 @@ def fresca(
         uncond, cond: predictions ``[B, ..., H, W]``.
         scale: CFG's, a number, or a tensor ``[]`` or ``[B]``.
         low, high: scales of the two parts; both 1 is CFG.
+        grid: the picture's ``(H, W)``, where the predictions are tokens ``[B, N, C]``; see :func:`fastcfg.guide`.
         cutoff: at least 1. Beyond half a side it covers the whole side (ComfyUI's slice is empty there, and its
             ``low`` has no effect).
 
@@ -36,8 +45,13 @@ def fresca(
     """
     check_tensor("uncond", uncond)
     check_tensor("cond", cond, uncond)
-    if cond.dim() < 3:
-        raise ValueError(f"cond: expected [B, ..., H, W], got {list(cond.shape)}")
+    if grid is not None:
+        shape = Grid(grid, cond)
+        return shape.pack(fresca(uncond=shape.unpack(uncond), cond=shape.unpack(cond), scale=scale, low=low, high=high,
+                                 cutoff=cutoff))  # fmt: skip
+    if cond.dim() < 4:
+        tokens = "; tokens [B, N, C] need their picture's grid=(H, W)" if cond.dim() == 3 else ""
+        raise ValueError(f"cond: expected [B, C, ..., H, W], got {list(cond.shape)}{tokens}")
     if isinstance(cutoff, bool) or not isinstance(cutoff, int) or cutoff < 1:
         raise ValueError(f"cutoff: expected a positive integer, got {cutoff!r}")
     low, high = number("low", low), number("high", high)

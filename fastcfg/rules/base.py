@@ -6,9 +6,10 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, ClassVar, cast
+from numbers import Real
+from typing import Any, ClassVar, NamedTuple, cast
 
 import fastcfg_kernels as fk
 import torch
@@ -49,6 +50,30 @@ def number_or_schedule(name: str, value: Any) -> Parameter:
     return finite_number(name, value, "a number or a schedule")
 
 
+class Range(NamedTuple):
+    """Values that a parameter takes: ``low ... high``, without ``low`` itself where it is ``above``."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+
+SHARE = Range(0.0, 1.0)
+AT_LEAST_ZERO = Range(0.0)
+POSITIVE = Range(0.0, above=True)
+
+
+def check_range(name: str, value: Any, allowed: Range) -> None:
+    """Raise a ValueError naming the parameter unless a number is in its range; schedules are checked when resolved."""
+    if isinstance(value, Schedule):
+        return
+    if value < allowed.low or value > allowed.high or (allowed.above and value == allowed.low):
+        if allowed.high < math.inf:
+            raise ValueError(f"{name}: expected a share in {allowed.low:g} ... {allowed.high:g}, got {value}")
+        more = "above" if allowed.above else "of at least"
+        raise ValueError(f"{name}: expected a number {more} {allowed.low:g}, got {value}")
+
+
 @dataclass(frozen=True)
 class Lowered:
     """A rule as the kernels see it: formulas over named predictions, and values for their parameters.
@@ -58,6 +83,7 @@ class Lowered:
         stages: the rule's formula, then its modifiers, innermost first.
         params: values by public name.
         extras: tensors of the state that the formulas read; a missing one is zero, as before the first step.
+        ranges: of parameters by public name; the rule's own fields have been checked against them.
         given: those of them that the caller puts into the state, and that may not be missing.
         updates: tensors of the state that the program's further outputs become.
         dims: dimensions that the sums run over; None is all but the batch.
@@ -72,9 +98,25 @@ class Lowered:
     dims: tuple[int, ...] | None = None
     domain: str | None = None
     given: tuple[str, ...] = ()
+    ranges: Mapping[str, Range] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._make_variant  # noqa: B018 -- Before Python 3.12 a first read takes a lock, which Dynamo can't trace.
+
+    def check_range(self, name: str, value: Any, check: bool = False) -> None:
+        """Raise a ValueError unless a call's value of a parameter is one that the rule itself takes.
+
+        Args:
+            check: look at tensors too, which waits for a device.
+        """
+        if name not in self.ranges:
+            return
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if isinstance(value, Tensor):
+            numbers = value.flatten().tolist() if check else []
+        for number in numbers:
+            if isinstance(number, Real):
+                check_range(name, float(number), self.ranges[name])
 
     @kept_property
     def program(self) -> fk.Program:
@@ -294,8 +336,8 @@ class Rule:
         return self.lowered.program
 
     def _values(self) -> Iterator[tuple[str, Any]]:
-        for field in dataclasses.fields(self):
-            yield field.name, getattr(self, field.name)
+        for own in dataclasses.fields(self):
+            yield own.name, getattr(self, own.name)
 
     @property
     def scheduled(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import fastcfg_kernels as fk
 from torch import Tensor
 
-from .base import Lowered, Parameter, Rule, number_or_schedule
+from .base import SHARE, Lowered, Parameter, Rule, number_or_schedule
 from .modifiers import Rescale, check_share, rescale_formula
 
 __all__ = ["CFG", "NegativePrompt"]
@@ -76,7 +76,7 @@ class CFG(Rule):
             rename = (("phi", "rescale"),)
             stages += (fk.Stage(rescale_formula("std"), "factor", rename, (("ref", "cond"),)),)
             params["rescale"] = self.rescale
-        return Lowered(self.conditions, stages, params)
+        return Lowered(self.conditions, stages, params, ranges={"rescale": SHARE})
 
     def simplify(self) -> Rule:
         if self.rescale == 0.0 or self.scheduled:

@@ -12,7 +12,7 @@ from fastcfg_kernels.math import sqrt, where
 from torch import Tensor
 
 from ..schedules import Schedule
-from .base import Lowered, Parameter, Rule, number_or_schedule
+from .base import SHARE, Lowered, Parameter, Rule, number_or_schedule
 from .classifier_free import CFG
 from .linear import Linear, itself
 from .modifiers import check_share, rescale_formula
@@ -119,7 +119,9 @@ class FDG(Rule):
         if self.rescale_space == "freq" or self.rescale == 0.0:
             return Lowered(("fdg",), (fk.Stage(itself),), {})
         rescale = fk.Stage(rescale_formula("std"), "factor", (("phi", "rescale"),), (("ref", "cond"),))
-        return Lowered(("fdg", "cond"), (fk.Stage(itself, width=1), rescale), {"rescale": self._phis[0]})
+        return Lowered(
+            ("fdg", "cond"), (fk.Stage(itself, width=1), rescale), {"rescale": self._phis[0]}, ranges={"rescale": SHARE}
+        )
 
     @property
     def _phis(self) -> tuple[Parameter, ...]:
@@ -134,8 +136,9 @@ class FDG(Rule):
         self, predictions: Mapping[str, Tensor], params: Mapping[str, Any]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         u, c = predictions["uncond"], predictions["cond"]
-        if u.dim() < 3:
-            raise ValueError(f"uncond: expected [B, ..., H, W], got {list(u.shape)}")
+        if u.dim() < 4:
+            tokens = "; tokens [B, N, C] need their picture's grid=(H, W)" if u.dim() == 3 else ""
+            raise ValueError(f"uncond: expected [B, C, ..., H, W], got {list(u.shape)}{tokens}")
         if c.shape != u.shape or c.dtype != u.dtype or c.device != u.device:
             raise ValueError(
                 f"cond: expected the shape, dtype and device of uncond, {list(u.shape)}, got {list(c.shape)}"

@@ -10,18 +10,31 @@ import fastcfg_kernels as fk
 from fastcfg_kernels.math import maximum, minimum, sqrt, where
 
 from ..schedules import Schedule
-from .base import Lowered, Parameter, Rule, check_choice, number_or_schedule
+from .base import (
+    AT_LEAST_ZERO,
+    POSITIVE,
+    SHARE,
+    Lowered,
+    Parameter,
+    Rule,
+    check_choice,
+    check_range,
+    number_or_schedule,
+)
 from .linear import Linear
 from .names import check_condition_names
 
 __all__ = ["Clamp", "NormCap", "Rescale", "check_share", "rescale_formula"]
 
 
+_RANGES = {"phi": SHARE, "cap": AT_LEAST_ZERO, "low": AT_LEAST_ZERO, "eps": AT_LEAST_ZERO, "k": POSITIVE}
+"""Of modifiers' parameters, by the names that their formulas have for them."""
+
+
 def check_share(name: str, value: Any) -> Parameter:
     """A number in 0 … 1, or a schedule."""
     checked = number_or_schedule(name, value)
-    if not isinstance(checked, Schedule) and not 0 <= checked <= 1:
-        raise ValueError(f"{name}: expected a share in 0 ... 1, got {checked}")
+    check_range(name, checked, SHARE)
     return checked
 
 
@@ -104,14 +117,18 @@ class _Modifier(Rule, register=False):
             stages = (replace(stages[0], width=width), *stages[1:])
             predictions += missing
         rename, params = [], dict(inner.params)
+        limits = dict(inner.ranges)
         for name, value in values.items():
             public = name
             while public in params:
                 public = f"outer_{public}"
             rename.append((name, public))
             params[public] = value
+            if name in _RANGES:
+                limits[public] = _RANGES[name]
         stage = fk.Stage(formula, kind, tuple(rename), (("ref", reference),), limited=limited)
-        return replace(inner, predictions=predictions, stages=(*stages, stage), params=params, dims=dims)
+        stages = (*stages, stage)
+        return replace(inner, predictions=predictions, stages=stages, params=params, dims=dims, ranges=limits)
 
 
 @dataclass(frozen=True)
@@ -190,6 +207,7 @@ class NormCap(_Modifier):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cap", number_or_schedule("cap", self.cap))
+        check_range("cap", self.cap, AT_LEAST_ZERO)
         check_choice("mode", self.mode, ("cap", "full", "clamp"))
         check_choice("over", self.over, tuple(_GROUPS))
         for name in ("low", "eps"):
@@ -238,8 +256,7 @@ class Clamp(_Modifier):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "k", number_or_schedule("k", self.k))
-        if not isinstance(self.k, Schedule) and self.k <= 0:
-            raise ValueError(f"k: expected a positive number, got {self.k}")
+        check_range("k", self.k, POSITIVE)
         check_choice("std", self.std, ("unbiased", "biased"))
         self._check(self.reference)
         if isinstance(self.rule, Clamp):

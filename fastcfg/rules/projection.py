@@ -11,7 +11,7 @@ from fastcfg_kernels.math import abs as absolute
 from fastcfg_kernels.math import exp, maximum, minimum, sqrt, where
 
 from ..schedules import Schedule, check_step
-from .base import Lowered, Parameter, Rule, check_choice, number_or_schedule
+from .base import AT_LEAST_ZERO, Lowered, Parameter, Rule, check_choice, check_range, number_or_schedule
 from .linear import Linear
 
 __all__ = ["APG", "TCFG", "APGMix", "CFGZeroStar", "MaMBOG"]
@@ -103,6 +103,9 @@ def apg_momentum(
     return 1.0 - step * along, step * (1.0 - along), step * momentum, 0.0, 1.0, momentum
 
 
+_APG_RANGES = {"norm_threshold": AT_LEAST_ZERO}
+
+
 @dataclass(frozen=True)
 class APG(Rule):
     """Adaptive projected guidance: momentum, a limit of the norm, and less of the part along ``cond``.
@@ -111,10 +114,11 @@ class APG(Rule):
     ``D'_par + D'_perp``; ``base + scale * (D'_perp + eta * D'_par)``.
 
     Args:
-        scale: guidance scale; eta: weight of the parallel part, 1 keeps it.
-        norm_threshold: largest norm of D; 0 is off.
+        scale: guidance scale; eta: weight of the parallel part: 0 leaves it out, as the paper does, 1 keeps it.
+        norm_threshold: largest norm of D; 0 is off. 15 is the one for SDXL's latents of 4 x 128 x 128; D's norm grows
+            with the square root of a sample's size. With ``eta=1``, 0 and no momentum the rule is plain CFG.
         momentum: 0 is off, which makes the rule stateless; otherwise each call needs ``state=``, where ``average``
-            is D_before (zero at first).
+            is D_before (zero at first). The paper has -0.5.
         base: ``"uncond"`` (diffusers); ``"cond"`` with ``scale - 1`` is the paper, with ``scale`` ComfyUI's node.
         dims: dimensions of the norms and the projection; None is all but the batch.
 
@@ -122,8 +126,8 @@ class APG(Rule):
     """
 
     scale: Parameter = 7.5
-    eta: Parameter = 1.0
-    norm_threshold: Parameter = 0.0
+    eta: Parameter = 0.0
+    norm_threshold: Parameter = 15.0
     momentum: Parameter = 0.0
     base: Base = "uncond"
     dims: Dims = None
@@ -133,8 +137,7 @@ class APG(Rule):
     def __post_init__(self) -> None:
         for name in ("scale", "eta", "norm_threshold", "momentum"):
             object.__setattr__(self, name, number_or_schedule(name, getattr(self, name)))
-        if not isinstance(self.norm_threshold, Schedule) and self.norm_threshold < 0:
-            raise ValueError(f"norm_threshold: expected 0 (off) or more, got {self.norm_threshold}")
+        check_range("norm_threshold", self.norm_threshold, AT_LEAST_ZERO)
         check_choice("base", self.base, ("uncond", "cond"))
         object.__setattr__(self, "dims", _check_dims(self.dims))
 
@@ -146,10 +149,10 @@ class APG(Rule):
         params = {"scale": self.scale, "eta": self.eta, "norm_threshold": self.norm_threshold}
         if self.momentum == 0.0:
             stage = fk.Stage(apg, onto=_onto(self.base), limited=apg_limited)
-            return Lowered(self.conditions, (stage,), params, dims=self.dims)
+            return Lowered(self.conditions, (stage,), params, dims=self.dims, ranges=_APG_RANGES)
         params["momentum"] = self.momentum
         stage = fk.Stage(apg_momentum, onto=_onto(self.base), limited=apg_momentum_limited)
-        return Lowered(self.conditions, (stage,), params, ("average",), ("average",), self.dims)
+        return Lowered(self.conditions, (stage,), params, ("average",), ("average",), self.dims, ranges=_APG_RANGES)
 
 
 def cfg_with_momentum(scale: Any, momentum: Any) -> Any:
@@ -182,6 +185,7 @@ class APGMix(Rule):
     def __post_init__(self) -> None:
         for name in ("scale", "apg_scale", "eta", "norm_threshold", "momentum"):
             object.__setattr__(self, name, number_or_schedule(name, getattr(self, name)))
+        check_range("norm_threshold", self.norm_threshold, AT_LEAST_ZERO)
         check_choice("base", self.base, ("uncond", "cond"))
         check_choice("phase", self.phase, ("auto", "cfg", "apg"))
 
@@ -207,7 +211,7 @@ class APGMix(Rule):
             stage = fk.Stage(cfg_with_momentum, onto=_onto(self.base))
             params = {"scale": self.scale}
         params["momentum"] = self.momentum
-        return Lowered(self.conditions, (stage,), params, ("average",), ("average",))
+        return Lowered(self.conditions, (stage,), params, ("average",), ("average",), ranges=_APG_RANGES)
 
 
 # --- CFG-Zero* ---------------------------------------------------------------------------------------------------
@@ -289,7 +293,8 @@ class CFGZeroStar(Rule):
             return Lowered(self.conditions, (fk.Stage(zeros),), {})
         formula = _by_base(self.base, cfg_zero_star, cfg_zero_star_from_cond)
         stage = fk.Stage(formula)
-        return Lowered(self.conditions, (stage,), {"scale": self.scale, "eps": self.eps})
+        params: dict[str, Parameter] = {"scale": self.scale, "eps": self.eps}
+        return Lowered(self.conditions, (stage,), params, ranges={"eps": AT_LEAST_ZERO})
 
     def simplify(self) -> Rule:
         return Linear((("cond", 0.0),)) if self.phase == "zero" else self
@@ -400,8 +405,7 @@ class MaMBOG(Rule):
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", number_or_schedule("scale", self.scale))
         object.__setattr__(self, "alpha", number_or_schedule("alpha", self.alpha))
-        if not isinstance(self.alpha, Schedule) and self.alpha < 0:
-            raise ValueError(f"alpha: expected 0 or more, got {self.alpha}")
+        check_range("alpha", self.alpha, AT_LEAST_ZERO)
         check_choice("base", self.base, ("uncond", "cond"))
 
     @property
@@ -411,4 +415,6 @@ class MaMBOG(Rule):
     def lower(self) -> Lowered:
         formula = _by_base(self.base, magnitude_aware, magnitude_aware_from_cond)
         stage = fk.Stage(formula)
-        return Lowered(self.conditions, (stage,), {"scale": self.scale, "alpha": self.alpha})
+        return Lowered(
+            self.conditions, (stage,), {"scale": self.scale, "alpha": self.alpha}, ranges={"alpha": AT_LEAST_ZERO}
+        )

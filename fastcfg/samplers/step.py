@@ -63,6 +63,20 @@ class Step:
         """Whether the next step reads this one's clean sample."""
         return self.previous_x0 is not None
 
+    def first_order(self) -> Step:
+        """Return the step without the clean sample of the step before: where a run begins at it.
+
+        A multistep solver adds a multiple of the change of the clean sample; with none before, it has not changed.
+        """
+        if self.previous_x0 is None:
+            return self
+        return dataclasses.replace(
+            self,
+            prediction=self.prediction + self.previous_x0 * self.x0_prediction,
+            x=self.x + self.previous_x0 * self.x0_x,
+            previous_x0=0.0 * self.previous_x0,
+        )
+
     @property
     def sigma(self) -> float | None:
         """The noise level in x, on which schedules may run; None where it differs between samples."""

@@ -16,6 +16,7 @@ __all__ = [
     "FLOATS",
     "check_elementwise",
     "check_extras",
+    "check_map",
     "check_out",
     "check_param",
     "check_stats",
@@ -55,24 +56,42 @@ def check_out(out: Tensor, first: Tensor) -> None:
     if out.shape != first.shape or out.device != first.device:
         expected = f"{list(first.shape)} on {first.device}"
         raise ValueError(f"out: expected a tensor {expected}, got {list(out.shape)} on {out.device}")
-    steps = zip(out.stride(), out.shape, strict=True)
-    if not out.is_contiguous() and any(step == 0 and size > 1 for step, size in steps):
-        raise ValueError(f"out: expected memory for each element, got an expanded tensor of strides {out.stride()}")
+    if not out.is_contiguous() and out.layout is torch.strided and _overlaps_itself(out):
+        raise ValueError(f"out: expected memory for each element, got overlapping ones of strides {out.stride()}")
     if out.requires_grad and out.is_leaf and torch.is_grad_enabled():
         raise ValueError("out: expected a tensor that needs no gradient, got a leaf that does; write it in no_grad()")
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two elements may lie in one place: each dimension has to step over all that the smaller steps reach."""
+    reach = 0
+    for step, size in sorted((abs(s), n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
+        if step <= reach:
+            return True
+        reach += step * (size - 1)
+    return False
 
 
 def check_param(name: str, value: Any, batch: int, device: torch.device, check: bool = False) -> Any:
     """A parameter as a float, or as a 0-dim or ``[B]`` floating tensor on ``device``.
 
+    A list (or tuple) of a number for each sample counts too, and so does a tensor ``[B, 1, 1, 1]``, which broadcasts.
+
     Raises:
-        TypeError: if it is neither a number nor a floating tensor.
+        TypeError: if it is neither numbers nor a floating tensor.
         ValueError: if a number is not finite, or a tensor has another shape or device (or, with ``check=True``,
             is not finite; that reads device memory).
     """
+    if isinstance(value, list | tuple):
+        if len(value) not in (1, batch):
+            raise ValueError(f"{name}: expected a number for each of {batch} samples, got {len(value)}")
+        numbers = [finite_number(f"{name}[{i}]", v) for i, v in enumerate(value)]
+        value = torch.tensor(numbers, dtype=torch.float64).to(device)
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"{name}: expected a floating tensor, got {value.dtype}")
+        if value.dim() > 1 and value.shape[0] in (1, batch) and value.numel() == value.shape[0]:
+            value = value.reshape(-1)
         if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, batch)):
             raise ValueError(f"{name}: expected a tensor of shape [] or [{batch}], got {list(value.shape)}")
         if value.device != device:
@@ -99,20 +118,29 @@ def check_elementwise(program: Program, first: Tensor, scale_map: Tensor | None,
             raise ValueError(f"{name}: the program takes {'one' if wanted else 'none'}")
         if given is None:
             continue
-        if not isinstance(given, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(given).__name__}")
-        if name == "scale_map" and not given.is_floating_point():
-            raise TypeError(f"{name}: expected a floating tensor, got {given.dtype}")
-        if given.device != first.device:
-            raise ValueError(f"{name}: expected a tensor on {first.device}, got one on {given.device}")
-        try:
-            wide = given.to(accumulator(first.dtype)) if name == "scale_map" else given
-            views.append(wide.expand(first.shape))
-        except RuntimeError:
-            raise ValueError(
-                f"{name}: expected a shape that broadcasts to {list(first.shape)}, got {list(given.shape)}"
-            ) from None
+        views.append(check_map(name, given, first))
     return views
+
+
+def check_map(name: str, given: Any, first: Tensor) -> Tensor:
+    """Return an elementwise input, ``scale_map`` or ``mask``, as a view of the predictions' shape.
+
+    Raises:
+        TypeError, ValueError: naming it.
+    """
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(given).__name__}")
+    if name == "scale_map" and not given.is_floating_point():
+        raise TypeError(f"{name}: expected a floating tensor, got {given.dtype}")
+    if given.device != first.device:
+        raise ValueError(f"{name}: expected a tensor on {first.device}, got one on {given.device}")
+    try:
+        wide = given.to(accumulator(first.dtype)) if name == "scale_map" else given
+        return wide.expand(first.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to {list(first.shape)}, got {list(given.shape)}"
+        ) from None
 
 
 def check_extras(program: Program, first: Tensor, extras: Sequence[Tensor]) -> None:

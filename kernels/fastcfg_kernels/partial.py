@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,16 +39,35 @@ def partial_folder(path: Path) -> Iterator[Path]:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that no reader ever sees half of, and that is on the disk when it has its name.
 
+    A new file has the mode that the process's umask gives, one that is replaced keeps its own. A link stays one: what
+    it leads to is written.
+
     Raises:
-        OSError: naming ``path``, where it can't be written (a full disk, say); what was there is still there.
+        OSError: naming ``path``, where it can't be written (a full disk, say), or is a device, a pipe or a socket,
+            which would be lost; what was there is still there.
     """
-    with errors_name(path), partial_file(path) as temporary:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+    with errors_name(path):
+        path = path.resolve()
+        mode = _mode_of(path)
+        with partial_file(path) as temporary:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if mode is not None:
+                os.chmod(temporary, mode)
+            os.replace(temporary, path)
+
+
+def _mode_of(path: Path) -> int | None:
+    """The permissions of a file that is to be replaced; None where there is none."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "is no regular file and would be lost; give another name", str(path))
+    return stat.S_IMODE(status.st_mode)
 
 
 @contextlib.contextmanager
@@ -75,14 +96,15 @@ def _partial(path: Path, *, folder: bool) -> Iterator[Path]:
 
 def _make(path: Path, folder: bool) -> tuple[Path, int | None]:
     """A new file or folder, and the lock on it that this process holds for as long as it lives."""
-    prefix = f".{path.name}."
     while True:
-        if folder:
-            made = Path(tempfile.mkdtemp(_SUFFIX, prefix, path.parent))
-        else:
-            descriptor, name = tempfile.mkstemp(_SUFFIX, prefix, path.parent)
-            os.close(descriptor)
-            made = Path(name)
+        made = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_SUFFIX}")
+        try:
+            if folder:
+                made.mkdir(mode=0o700)
+            else:  # With the mode that the umask gives; never through a link or into what is there.
+                os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666))
+        except FileExistsError:
+            continue
         lock = _lock(made)
         if made.exists():  # Another process may have taken it for left behind before it was locked.
             return made, lock
@@ -108,7 +130,7 @@ def _lock(path: Path) -> int | None:
 
 def _clear(path: Path) -> None:
     """Remove what processes that are no more have left of ``path``."""
-    ours = re.compile(re.escape(f".{path.name}.") + r"\w{8}" + re.escape(_SUFFIX))
+    ours = re.compile(re.escape(f".{path.name}.") + r"\w{8,16}" + re.escape(_SUFFIX))
     for name in os.listdir(path.parent):
         if ours.fullmatch(name) and (lock := _lock(path.with_name(name))) is not None:
             _remove(path.with_name(name))

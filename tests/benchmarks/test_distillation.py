@@ -33,8 +33,6 @@ def test_it_trains_measures_and_writes(tmp_path: Path, monkeypatch: pytest.Monke
     assert data["kind"] == "distillation" and data["cfg_student_on"].keys() == {"perp-neg", "apg"}
     text = (tmp_path / "distillation.md").read_text()
     assert all(variant.title in text for variant in variants.values()) and "More than plain CFG" in text
-    for name in ("distillation.png", "distillation-perp-neg.png", "distillation-apg.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     # What was trained and measured is there to be used again.
     (tmp_path / "distillation.md").unlink()
     monkeypatch.setattr(distillation, "measure", None)

@@ -64,7 +64,7 @@ def test_one_failure_costs_no_other_result(sections: list[Plan], tmp_path: Path)
                  "elsewhere: left out: runs on cuda alone, not on cpu", "a table", "a note", "s in all"):  # fmt: skip
         assert line in found.output
     written = {path.suffix for path in tmp_path.iterdir() if path.stem == "good"}
-    assert written == {".json", ".csv", ".md"}
+    assert written == {".json", ".md"}
 
 
 def test_what_is_left_out_is_no_error(sections: list[Plan], tmp_path: Path) -> None:
@@ -79,7 +79,6 @@ def test_a_result_and_its_files(sections: list[Plan], tmp_path: Path) -> None:
     data = read(tmp_path / "good.json", ("good",))
     assert data["kind"] == "good" and data["schema"] == 1 and data["seconds"] >= 0
     assert data["environment"]["device"] == "cpu" and data["rows"] == list(record("good").rows)
-    assert (tmp_path / "good.csv").read_text() == "what,shape,torch,ms\na,1x4,2,1.5\n"
     assert (tmp_path / "good.md").read_text() == "# good\n"
     with pytest.raises(OtherKind, match="its kind is 'good'"):
         read(tmp_path / "good.json", ("kernels",))
@@ -93,7 +92,6 @@ def test_an_older_result_of_the_same_is_replaced(tmp_path: Path) -> None:
     elsewhere = replace(old, environment=replace(old.environment, threads=old.environment.threads + 1), name="there")
     for each in (replace(old, name="once"), elsewhere, replace(old, kind="other", name="other")):
         each.write(tmp_path)
-    (tmp_path / "once-plot.png").touch()
     (tmp_path / "broken.json").write_text("{")
     old.write(tmp_path)
     assert {path.stem for path in tmp_path.iterdir()} == {"good", "there", "other", "broken"}

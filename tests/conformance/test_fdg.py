@@ -237,7 +237,7 @@ P = draw((1, 2, 16, 16))
         (lambda: FDG(base="image"), "base: expected 'uncond' or 'cond'"),
         (lambda: guide(FDG((3.0,) * 5), **P), "levels: 5 levels need sides of 32 or more, got 16 x 16"),
         (lambda: guide(FDG(), uncond=P["uncond"]), r"missing \['cond'\]"),
-        (lambda: guide(FDG(), uncond=P["uncond"][0, 0], cond=P["cond"][0, 0]), r"uncond: expected \[B, ..., H, W\]"),
+        (lambda: guide(FDG(), uncond=P["uncond"][0, 0], cond=P["cond"][0, 0]), r"uncond: expected \[B, C, ..., H, W\]"),
         (
             lambda: guide(FDG(), uncond=P["uncond"], cond=P["cond"][..., :8]),
             r"cond: expected the shape of uncond, \[1, 2, 16, 16\]",

@@ -97,3 +97,56 @@ def test_many_writers_of_one_file(tmp_path: Path) -> None:
         time.sleep(0.001)
     assert [w.returncode for w in writers] == [0, 0, 0] and names(tmp_path) == ["x"] and seen
     assert os.stat(path).st_mode & 0o777 == 0o644
+
+
+def _with_umask(umask: int, path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_whole(path, b"new")
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_new_file_has_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
+    _with_umask(umask, tmp_path / "file")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444])
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    _with_umask(0o022, path)
+    assert path.read_bytes() == b"new" and path.stat().st_mode & 0o777 == mode
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere" / "file"
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    write_whole(link, b"new")
+    assert link.is_symlink() and target.read_bytes() == b"new" and names(target.parent) == ["file"]
+
+
+def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/null"), tmp_path):
+        with pytest.raises(OSError, match="no regular file"):
+            write_whole(path, b"new")
+    assert pipe.is_fifo() and Path("/dev/null").is_char_device() and names(tmp_path) == ["pipe"]
+
+
+def test_a_name_that_is_taken_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = iter(["0" * 16, "1" * 16])
+    monkeypatch.setattr("fastcfg_kernels.partial.secrets.token_hex", lambda size: next(tokens))
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"old")
+    (tmp_path / f".file.{'0' * 16}.partial").symlink_to(victim)
+    monkeypatch.setattr("fastcfg_kernels.partial._clear", lambda path: None)
+    write_whole(tmp_path / "file", b"new")
+    assert victim.read_bytes() == b"old" and (tmp_path / "file").read_bytes() == b"new"

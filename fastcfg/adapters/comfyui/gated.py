@@ -59,6 +59,7 @@ class GatedCall:
         self._origin = Origin(model, x.shape, active)
         full = PassPlan(_ANY, tuple(passes), tuple((name, name) for name in passes))
         self.plan = self._gating.plan(full, memory.gate, self._step, num_steps, self._origin)
+        memory.ended = self.plan.ended
 
     def complete(self, results: Mapping[str, Tensor], passes: Sequence[str]) -> dict[str, Tensor]:
         """All the step's clean samples: those of the passes that were run, and what the gate has for the others.

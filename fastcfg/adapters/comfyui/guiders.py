@@ -50,7 +50,7 @@ def _guider_class(base: type) -> type:
             order = dict.fromkeys(("positive", "negative", *(source for _, source in recipe.sources)))
             order.pop("weak", None)
             runs = {source for name, source in recipe.sources if name in names} | {"positive"}
-            gated = None
+            gated, memory.ended = None, False
             if recipe.gate is not None and not needs_all(options):
                 wanted = [source for source in (*order, "weak") if source in runs]
                 gated = GatedCall(recipe.gate, wanted, "positive", self.conds, memory, options, x, timestep, model)
@@ -71,7 +71,7 @@ def _guider_class(base: type) -> type:
                 passes |= {"weak": found["weak"]} if "weak" in found else {}
             elif "weak" in runs:
                 passes["weak"] = self._weak_pass(given["positive"], x, timestep, options)
-            if inside(recipe, timestep):
+            if inside(recipe, timestep) and not memory.ended:
                 predictions = {name: passes[source] for name, source in recipe.sources if name in names}
                 result = guided(made, predictions, x, timestep, model, memory)
             else:

@@ -91,6 +91,7 @@ class Guidance:
             runs["uncond"] = uncond
         runs |= {name: self._encoded(name, memory, args) for name in self.conditionings if name in wanted}
         order, gated = list(runs), None
+        memory.ended = False
         if recipe.gate is not None and not needs_all(options):
             gated = GatedCall(recipe.gate, order, "cond", runs, memory, options, x, sigma, args["model"])
             runs = {name: runs[name] for name in gated.plan.passes}
@@ -106,7 +107,7 @@ class Guidance:
         x, sigma, options, model = args["input"], args["sigma"], args["model_options"], args["model"]
         recipe, memory = self.recipe, memory_of(self, options)
         # ComfyUI leaves the pass out at a CFG value of 1, where the rule is cond, and where there is no negative.
-        if not inside(recipe, sigma) or args["input_uncond"] is None:
+        if not inside(recipe, sigma) or args["input_uncond"] is None or memory.ended:
             return args["cond"]  # type: ignore[no-any-return]
         made = stages_of(recipe, float(args["cond_scale"]), memory, options, sigma, model)
         names = needed(made)

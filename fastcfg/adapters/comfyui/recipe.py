@@ -157,5 +157,7 @@ def combine(
             given["guided"] = given[stage.rule.weights[0][0]]
             continue
         tensors: dict[str, Any] = {name: given[name] for name in stage.rule.conditions}
-        given["guided"] = guide(stage.rule, x=x, prediction=level, state=state, **tensors)
+        if stage.rule.lowered.domain is not None:
+            tensors |= {"x": x, "prediction": level}
+        given["guided"] = guide(stage.rule, state=state, **tensors)
     return given["guided"]

@@ -28,6 +28,7 @@ class Memory:
         state: momentum and the like; gate: what a gate remembers.
         sigma: noise level of the last call.
         x, passes: the latent of the last call, and further predictions that were made for it, by name.
+        ended: whether a gate has ended the guidance at the last call.
         conditions: further conditions, encoded for the run, by name.
         sigmas: the run's noise levels as numbers.
     """
@@ -37,6 +38,7 @@ class Memory:
     sigma: Tensor | None = None
     x: Tensor | None = None
     passes: dict[str, Tensor] = field(default_factory=dict)
+    ended: bool = False
     conditions: dict[str, Any] = field(default_factory=dict)
     sigmas: list[float] | None = None
 

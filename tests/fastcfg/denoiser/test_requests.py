@@ -221,7 +221,7 @@ def test_errors_name_the_argument() -> None:
         batch.remove("b")
     with pytest.raises(ValueError, match=r"x: expected a row for each of 1 requests, got \[2, 3, 4, 5\]"):
         batch(torch.zeros(2, *SHAPE), torch.ones(2))
-    with pytest.raises(ValueError, match=r"t: expected a tensor \[1\], got 0.5"):
+    with pytest.raises(ValueError, match=r"t: expected a tensor \[1\] or \[1, ...\], got 0.5"):
         batch(noise(0), 0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sigmas: expected 1 noise levels, got 2"):
         batch(noise(0), torch.ones(1), sigmas=[1.0, 2.0])

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from fastcfg_kernels import guide_outputs
 from fastcfg_kernels.backends.triton.gates import PARAMS
@@ -16,9 +17,14 @@ from gpu.softgpu.driver import Device
 from gpu.softgpu.launch import Launch
 from torch import Tensor
 
-__all__ = ["argument", "device_with", "draw", "exact", "guided", "parameters"]
+__all__ = ["argument", "device_with", "draw", "exact", "guided", "parameters", "whole"]
 
 STRATEGIES = ("row", "two_launch", "cooperative")
+
+
+def whole(*values: Any) -> Any:
+    """Parameters that ``make test`` leaves to ``make gpu-emulated``."""
+    return pytest.param(*values, marks=pytest.mark.whole)
 
 
 @contextmanager

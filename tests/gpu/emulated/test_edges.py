@@ -4,10 +4,11 @@ import pytest
 import torch
 from fastcfg_kernels import guide_outputs
 from fastcfg_kernels.backends.triton.gates import PARAMS, programs
+from gpu.emulated.devices import whole
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, whole(torch.float64)], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("groups", [1, whole(3)])
 @pytest.mark.parametrize("name", ["cfg", "clamp", "projected"])
 def test_groups_of_one_element(name: str, groups: int, dtype: torch.dtype) -> None:
     """An argument that equals 1 is no tensor inside a compiled kernel."""

@@ -43,11 +43,18 @@ class Counts:
     def __init__(self, kernel: Kernel, memory: bool) -> None:
         self._kernel, self._memory = kernel, memory
         self.runs: Counter[int] = Counter()
+        self.trace: list[int] = []
         self.requests: Counter[str] = Counter()
         self.sectors: Counter[str] = Counter()
         self.least: Counter[str] = Counter()
         self.wavefronts = 0
         self.least_wavefronts = 0
+
+    def enter(self, run: int, warps: int, first: bool) -> None:
+        """Note that warps begin a run; ``first``: whether of block 0, whose way is kept."""
+        self.runs[run] += warps
+        if first and self._memory:
+            self.trace.append(run)
 
     def instructions(self) -> Counter[str]:
         """Warp instructions by kind."""

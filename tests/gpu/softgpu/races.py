@@ -4,6 +4,9 @@ Time is counted in barriers. A block's ``epoch`` grows by one when its threads m
 do; an access of the same block is ordered after another if it comes in a later epoch (or, in one warp, after a meeting
 of the warp). Between blocks only release and acquire order: a block's ``clock`` says of each other block which epochs
 came before. A byte keeps its last writer, and its readers since: one thread, or as wide a set as has read it.
+
+A shuffle orders no memory, but its lanes wait for each other: what one has read before it, another may write after it.
+Reads and the writes after them therefore count a warp's shuffles too.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from numpy.typing import NDArray
 __all__ = ["EPOCH", "Shadow"]
 
 Array = NDArray[Any]
-EPOCH = 10
-"""Bits of a time that count a warp's meetings; those above count the block's epochs."""
+EPOCH = 14
+"""Bits of a time that count a warp's meetings; the 17 above count the block's epochs."""
 
 _THREAD, _WARP, _BLOCK, _GRID = range(4)
 
@@ -54,15 +57,19 @@ class Shadow:
         ordered: Array = (other < 0) | before | warp | ((other == who) & np.equal(width, _THREAD))
         return ordered & np.less(width, _GRID)
 
-    def read(self, at: Array, who: Array, when: Array, block: _Block) -> bool:
-        """Note reads of bytes ``at [n, size]`` by threads ``who [n]``; whether one races with a write."""
-        who, when = who[:, None], when[:, None]
+    def read(self, at: Array, who: Array, when: Array, met: Array, block: _Block) -> bool:
+        """Note reads of bytes ``at [n, size]`` by threads ``who [n]``; whether one races with a write.
+
+        Args:
+            when: the threads' times; met: the same with shuffles counted.
+        """
+        who, when, met = who[:, None], when[:, None], met[:, None]
         raced = False
         if self.any_write:
             then = self.written[at]
             if not (self.private and then.max(initial=-1) < block.start):
                 raced = not self._ordered(self.writer[at], then, _THREAD, who, when, block).all()
-        self._note_readers(at, who, when, block)
+        self._note_readers(at, who, met, block)
         return raced
 
     def _note_readers(self, at: Array, who: Array, when: Array, block: _Block) -> None:
@@ -90,14 +97,15 @@ class Shadow:
         block = (a // self.threads != b // self.threads) * 1
         return (a != b) * 1 + (a // 32 != b // 32) * 1 + block
 
-    def write(self, at: Array, who: Array, when: Array, changed: Array, block: _Block) -> str:
+    def write(self, at: Array, who: Array, when: Array, met: Array, changed: Array, block: _Block) -> str:
         """Note writes; what they race with: ``""``, ``"read"`` or ``"write"``.
 
         Args:
+            when, met: as :meth:`read` has them.
             changed: of the same shape as ``at``: bytes that get another value. Two threads may write the same one:
                 where there are fewer elements than threads, Triton lets several do the same.
         """
-        who, when = who[:, None], when[:, None]
+        who, when, met = who[:, None], when[:, None], met[:, None]
         raced = ""
         if changed.any():
             ordered = self._ordered(self.writer[at], self.written[at], _THREAD, who, when, block)
@@ -106,7 +114,7 @@ class Shadow:
         if (reader >= 0).any():
             width = self.width[at]
             wide = width == _GRID
-            ordered = self._ordered(reader, self.read_at[at], width, who, when, block) | wide
+            ordered = self._ordered(reader, self.read_at[at], width, who, met, block) | wide
             if not ordered.all() or (wide.any() and self._logged(at[wide], block)):
                 raced = "read"
         self.any_write = True

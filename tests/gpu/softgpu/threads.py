@@ -42,8 +42,10 @@ class Block:
         """All threads have come to a barrier."""
         self.start = ((self.start >> EPOCH) + 1) << EPOCH
         self.clock = np.maximum(self.clock, self.pending)
+        if self.start >> EPOCH >= 1 << (31 - EPOCH):
+            raise Fault("a block has more barriers than are counted")
         for unit in self.units:
-            unit.now[:] = self.start
+            unit.now[:] = unit.met[:] = self.start
 
     def released(self) -> Array:
         """The clock that a release makes known: all before the last barrier."""
@@ -56,7 +58,8 @@ class Unit:
     """Threads that execute together: all of a block, or one warp of it.
 
     Attributes:
-        thread: numbers in the block; everywhere: in the whole launch; now: the time of each.
+        thread: numbers in the block; everywhere: in the whole launch; now: the time of each; met: the same with
+            shuffles counted.
         spread: whether results that the instruction set leaves open are not the nearest ones.
     """
 
@@ -65,7 +68,7 @@ class Unit:
         self.thread = np.arange(first, first + count, dtype=np.uint32)
         self.everywhere = self.thread.astype(np.int32) + block.number * block.threads
         self.lane = np.arange(count)
-        self.now = np.full(count, block.start, np.int32)
+        self.now, self.met = np.full((2, count), block.start, np.int32)
         self.spread = self.launch.spread
         self.state = "ready"
         self._garbage: dict[Any, Array] = {}
@@ -86,7 +89,7 @@ class Unit:
         return np.full(self.count, bits.view(np.uint8)[:size].view(kind)[0])
 
     def enter(self, run: int) -> None:
-        self.launch.counts.runs[run] += self.count // 32
+        self.launch.counts.enter(run, self.count // 32, self.block.number == 0 and self.thread[0] == 0)
 
     def agree(self, where: Array, line: int) -> bool:
         """Whether to branch; all threads of the unit go the same way."""
@@ -98,12 +101,20 @@ class Unit:
 
     def warp_barrier(self) -> None:
         self.now += 1
-        if (self.now >= self.block.start + (1 << EPOCH)).any():
+        self._meet()
+
+    def _meet(self) -> None:
+        self.met += 1
+        if self.met[0] >= self.block.start + (1 << EPOCH):
             raise Fault(f"a warp meets {1 << EPOCH} times between two barriers, more than is counted")
+
+    def _times(self, mask: Array | None) -> tuple[Array, Array]:
+        return (self.now, self.met) if mask is None else (self.now[mask], self.met[mask])
 
     # Between lanes of a warp --------------------------------------------------------------------------------------
 
     def shuffle(self, x: Array, by: Array, how: str) -> Array:
+        self._meet()
         lane, warp = self.lane & 31, self.lane & ~31
         by = by.astype(np.int64)
         if how == "bfly":
@@ -119,26 +130,27 @@ class Unit:
     def reduce_warps(self, operation: Any, x: Array, members: Array) -> Array:
         if (members != 0xFFFFFFFF).any():
             raise Fault("redux.sync of some lanes only, which this interpreter does not know")
+        self._meet()
         return np.repeat(operation.reduce(x.reshape(-1, 32), 1, dtype=x.dtype), 32)
 
     # Shared memory ------------------------------------------------------------------------------------------------
 
-    def _shared(self, address: Array, mask: Array | None, size: int, line: int) -> tuple[Array, Array, Array]:
-        at, who, when = address.astype(np.int64) - SHARED_WINDOW, self.everywhere, self.now
+    def _shared(self, address: Array, mask: Array | None, size: int, line: int) -> tuple[Array, Array]:
+        at, who = address.astype(np.int64) - SHARED_WINDOW, self.everywhere
         if mask is not None:
-            at, who, when = at[mask], who[mask], when[mask]
+            at, who = at[mask], who[mask]
         if len(at) and (at.min() < 0 or at.max() + size > len(self.block.shared)):
             raise Fault(f"line {line}: out of bounds of the block's {len(self.block.shared)} bytes of shared memory")
         if (at % size).any():
             raise Fault(f"line {line}: shared memory at an address that is no multiple of {size}")
         self.launch.counts.shared(at + SHARED_WINDOW, who, size, line)
-        return at[:, None] + np.arange(size), who, when
+        return at[:, None] + np.arange(size), who
 
     def load_shared(self, address: Array, mask: Array | None, size: int, line: int) -> Array:
-        at, who, when = self._shared(address, mask, size, line)
+        at, who = self._shared(address, mask, size, line)
         block = self.block
         if len(at):
-            if block.shadow.read(at, who, when, block):
+            if block.shadow.read(at, who, *self._times(mask), block):
                 self.launch.find("shared memory is read while another thread writes it", line)
             if (block.shadow.writer[at] < 0).any():
                 self.launch.find("shared memory is read before anything was written there", line)
@@ -153,11 +165,11 @@ class Unit:
         return out
 
     def store_shared(self, address: Array, mask: Array | None, data: Array, line: int) -> None:
-        at, who, when = self._shared(address, mask, data.shape[1], line)
+        at, who = self._shared(address, mask, data.shape[1], line)
         if not len(at):
             return
         data, block = data if mask is None else data[mask], self.block
-        raced = block.shadow.write(at, who, when, block.shared[at] != data, block)
+        raced = block.shadow.write(at, who, *self._times(mask), block.shared[at] != data, block)
         if raced:
             self.launch.find(f"shared memory is written without a barrier after another thread's {raced}", line)
         block.shared[at] = data
@@ -185,19 +197,19 @@ class Unit:
 
     # Global memory ------------------------------------------------------------------------------------------------
 
-    def _global(self, address: Array, mask: Array | None, size: int, what: str, line: int) -> tuple[Array, ...]:
-        who, when = self.everywhere, self.now
+    def _global(self, address: Array, mask: Array | None, size: int, what: str, line: int) -> tuple[Array, Array]:
+        who = self.everywhere
         if mask is not None:
-            address, who, when = address[mask], who[mask], when[mask]
+            address, who = address[mask], who[mask]
         at = self.launch.memory.find(address, size, f"line {line}: a {what}")
         self.launch.counts.global_access(what, address, who, size, line)
-        return at, who, when
+        return at, who
 
     def load_global(self, address: Array, mask: Array | None, size: int, order: str, scope: str, line: int) -> Array:
-        at, who, when = self._global(address, mask, size, "load", line)
+        at, who = self._global(address, mask, size, "load", line)
         launch = self.launch
         if len(at):
-            if order == "weak" and launch.shadow.read(at, who, when, self.block):
+            if order == "weak" and launch.shadow.read(at, who, *self._times(mask), self.block):
                 launch.find("global memory is read while another thread writes it", line)
             if launch.memory.unset[at].any():
                 launch.find("global memory is read before anything was written there", line)
@@ -206,13 +218,13 @@ class Unit:
         return self._spread_out(launch.memory.bytes[at], mask)
 
     def store_global(self, address: Array, mask: Array | None, data: Array, order: str, scope: str, line: int) -> None:
-        at, who, when = self._global(address, mask, data.shape[1], "store", line)
+        at, who = self._global(address, mask, data.shape[1], "store", line)
         if not len(at):
             return
         data, launch = data if mask is None else data[mask], self.launch
         changed = launch.memory.bytes[at] != data
         if order == "weak":
-            raced = launch.shadow.write(at, who, when, changed, self.block)
+            raced = launch.shadow.write(at, who, *self._times(mask), changed, self.block)
             if raced:
                 launch.find(f"global memory is written while another thread may {raced} it", line)
         if order == "release":
@@ -234,7 +246,7 @@ class Unit:
         line: int,
     ) -> Array:
         """Atomic operations on 32 bits, one thread after the other; what was there before each."""
-        at, _, _ = self._global(address, mask, 4, "atomic", line)
+        at, _ = self._global(address, mask, 4, "atomic", line)
         old = np.zeros(self.count, np.uint32)
         lanes = np.arange(self.count) if mask is None else np.flatnonzero(mask)
         if order in ("release", "acq_rel"):

@@ -21,6 +21,7 @@ from ....denoiser.planner import PassPlan, plan
 from ....rules import Linear, Rule
 from ..noise import Level, SchedulerLevels, noise_levels, run_length
 from .arguments import call_arguments, check_arguments
+from .caches import Caches, one_state
 from .calls import Call
 from .check import combination_error
 from .forms import PipelineForm
@@ -157,6 +158,7 @@ class PipelineGuidance:
 
     def _begin(self) -> None:
         self.state.restart()
+        self._caches = Caches()
         self.step = 0
         self._calls = []
         self._run_length = None
@@ -205,14 +207,15 @@ class PipelineGuidance:
             inputs = certain_blocks(denoiser, args, kwargs, keep, len(self.form.passes))
             if inputs is not None:
                 return self._denoise_blocks(denoiser, keep, inputs)
-            self._check_left_out()
+            self._check_left_out(f"which part of its batch it is, is not certain in {self._name}'s call")
             names = None if len(self.form.passes) > 1 else self.form.passes
         else:
             names = (self._next_pass(),)
-            if self._calls and names[0] not in self._needed and names[0] in self.form.passes:
+            if self._calls and names[0] not in self._needed and names[0] in self.form.passes and not self._all:
                 self._left_out = True
                 return self._calls[0].handed  # The pipeline combines something; its result is not used.
-        result = denoiser(*args, **kwargs)
+        with self._caches.context(denoiser, names or self.form.passes, part=False):
+            result = denoiser(*args, **kwargs)
         output = output_tensor(result)
         handed = self._handover.hand_on(result, output)
         self._calls.append(Call(denoiser, names, args, kwargs, output, handed))
@@ -236,6 +239,10 @@ class PipelineGuidance:
             self._origin = Origin(component, first_shape(named), under)
             self._plan = self._gating.plan(self._plan, self.state, self.step, self.num_steps, self._origin)
         self._needed = {self._source(rule, name) for name in self._plan.passes}
+        self._all = one_state(denoiser) is not None
+        if self._all:
+            self._check_left_out(f"{one_state(denoiser)} keeps one state for all passes")
+        self._caches.begin(set(self.form.passes) if self._all else self._needed)
 
     def _planned(self, rule: Rule, **where: Any) -> PassPlan:
         options = self._options
@@ -244,13 +251,12 @@ class PipelineGuidance:
             return plan(rule, None, **where, fixed=True)  # Linear has no eager numerics.
         return steps
 
-    def _check_left_out(self) -> None:
-        """Raise if the gate leaves out a pass that is in the pipeline's batch, which is run whole."""
+    def _check_left_out(self, why: str) -> None:
+        """Raise if the gate leaves out a pass of the pipeline's that has to be run."""
         left_out = {self._source(self._rule, name) for name, _ in self._plan.recalled} & set(self.form.passes)
         if left_out:
             raise RuntimeError(
-                f"gate: which part of its batch is {', '.join(sorted(left_out))} is not certain in {self._name}'s call "
-                "of its denoiser, so that the pass can't be left out; guide it without a gate"
+                f"gate: {', '.join(sorted(left_out))} can't be left out: {why}; guide without a gate, or change that"
             )
 
     def _next_pass(self) -> str:
@@ -267,7 +273,7 @@ class PipelineGuidance:
     def _kept_blocks(self) -> list[int]:
         """Numbers of the blocks of the batch that the step needs; all of them where the batch can't be taken apart."""
         names, whole = self.form.passes, list(range(len(self.form.passes)))
-        if self.form.also or not getattr(self._pipe, "do_classifier_free_guidance", True):
+        if self._all or self.form.also or not getattr(self._pipe, "do_classifier_free_guidance", True):
             return whole
         needed = self._needed
         if needed.isdisjoint(names) or not needed.isdisjoint(self._conditions):
@@ -276,7 +282,9 @@ class PipelineGuidance:
 
     def _denoise_blocks(self, denoiser: Any, keep: list[int], inputs: dict[str, Any]) -> Any:
         self._left_out = True
-        names, result = self.form.passes, denoiser(**inputs)
+        names = self.form.passes
+        with self._caches.context(denoiser, [names[k] for k in keep], part=True):
+            result = denoiser(**inputs)
         output = output_tensor(result)
         parts = dict(zip(keep, output.chunk(len(keep)), strict=True))
         # The pipeline gets a batch as it expects it; what it makes of that is not used.

@@ -126,7 +126,7 @@ def run(call: Call) -> list[Tensor]:
         # knows no conversion between float64 and the others.
         apart = row.data_ptr() != target.data_ptr() or target.is_neg()
         foreign = (row.dtype == torch.float64) != (acc == torch.float64)
-        if apart or foreign or any([collide(row, s) for s in sources]):
+        if apart or foreign or any([collide(row, s) for s in (*sources, *elementwise)]):
             written[k] = torch.empty(row.shape, dtype=acc if foreign else row.dtype, device=row.device)
     sources += [view.reshape(sources[0].shape).contiguous() for view in views]
     guide_cpp(program, sources, call.values, written, results, call.stats)

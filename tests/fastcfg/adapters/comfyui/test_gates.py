@@ -66,6 +66,28 @@ def test_a_gated_node_is_a_gated_denoiser(gate: Gate, sampling: type, kind: str,
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("gate", [Gate(stop=100.0), Gate(cosine=-1.0)], ids=["stop", "cosine"])
+def test_where_guidance_ends_the_result_is_cond_whatever_was_remembered(gate: Gate) -> None:
+    """A momentum of the steps before would go on pushing."""
+    model = apply("FastcfgGate", apply("FastcfgAPG", fake.Patcher(), momentum=-0.5), policy=gate.to_json())
+    given: list[Tensor] = []
+
+    def hook(args: dict[str, Any]) -> Tensor:
+        given.append((args["denoised"] - args["cond_denoised"]).abs().max())
+        return args["denoised"]  # type: ignore[no-any-return]
+
+    model.set_model_sampler_post_cfg_function(hook)
+    assert passes(model)[0] == [2] + [1] * (STEPS - 1)
+    assert given[0] > 0.1 and max(given[1:]) < 1e-5
+    guider = apply(
+        "FastcfgPerpNegGuider", model, positive=fake.conditioning(1.0), negative=fake.conditioning(-0.5),
+        empty_conditioning=EMPTY,
+    )  # fmt: skip
+    given.clear()
+    guider.sample(X, SIGMAS)
+    assert given[0] > 0.1 and max(given[1:]) < 1e-5
+
+
 def test_the_node_s_widgets_and_the_rule_s_shorthand() -> None:
     assert passes(apply("FastcfgGate", fake.Patcher()))[0] == [2, 1] * 4
     assert passes(apply("FastcfgGate", fake.Patcher(), every=0, until=0.5))[0] == [2] * 4 + [1] * 4
