@@ -25,6 +25,7 @@ PROBLEMS = (
     ("rescale", "float16"),
     ("rescale", "float64"),
 )
+BRIEF = (("rescale", "bfloat16"), ("rescale", "float32"), ("perpendicular", "bfloat16"), ("rescale", "float64"))
 ROOT = Path(__file__).parents[2]
 
 
@@ -86,7 +87,7 @@ def _measure(name: str, kind: str, device: Any) -> dict[str, Any]:
     return row
 
 
-def _run(arch: int) -> None:
+def _run(arch: int, problems: Sequence[tuple[str, str]]) -> None:
     """The child: rows of one architecture, a line of JSON each."""
     import torch
 
@@ -95,13 +96,13 @@ def _run(arch: int) -> None:
     torch.set_num_threads(1)
     device = harness.install(arch)
     device.count = True
-    for name, kind in PROBLEMS:
+    for name, kind in problems:
         print(json.dumps(_measure(name, kind, device)), flush=True)
 
 
-def _rows() -> Iterator[dict[str, Any]]:
+def _rows(brief: bool) -> Iterator[dict[str, Any]]:
     for arch in ARCHITECTURES:
-        command = [sys.executable, "-W", "ignore", "-m", "gpu.table", "--arch", str(arch)]
+        command = [sys.executable, "-W", "ignore", "-m", "gpu.table", "--arch", str(arch), *["--brief"] * brief]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         yield from map(json.loads, done.stdout.splitlines())
 
@@ -165,15 +166,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, nargs="?", help="where gpu-emulated.json and .md go")
     parser.add_argument("--tests", type=Path, nargs="*", default=[], help="pytest's XML reports to take in")
     parser.add_argument("--arch", type=int, help="print the rows of one architecture")
+    parser.add_argument("--brief", action="store_true", help="four programs and dtypes, not ten")
     given = parser.parse_args(arguments)
     if given.arch:
-        _run(given.arch)
+        _run(given.arch, BRIEF if given.brief else PROBLEMS)
         return 0
     import numpy
     import torch
     import triton
 
-    rows = list(_rows())
+    rows = list(_rows(given.brief))
     first = {(r["program"], r["dtype"]): next(iter(r["strategies"].values()))["digest"] for r in rows[::-1]}
     for row in rows:
         row["equal"] = {s["digest"] for s in row["strategies"].values()} == {first[row["program"], row["dtype"]]}

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from gpu.emulated.devices import device_with
 from gpu.softgpu import Deadlock, Fault, UnknownForm
+from gpu.softgpu.estimate import LATENCY, Machine, estimate, longest_chain
 from gpu.softgpu.schedules import SCHEDULES
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
@@ -158,6 +159,28 @@ def test_counts() -> None:
         _strided[(1,)](strided, y, 8, 1_024)
         counts = device.launches[-1].counts
         assert counts.sectors["load"] == 1_024 and counts.least["load"] == 128
+
+
+def test_an_estimate_is_the_largest_of_three_limits() -> None:
+    x, y, total = torch.randn(1_024), torch.empty(1_024), torch.empty(1)
+    machine = Machine(multiprocessors=2, issue=4, clock=1e9, bandwidth=1e12)
+    with device_with(count=True) as device:
+        _double[(4,)](x, y, 1_024, 256)
+        launch = device.launches[-1]
+        found = estimate(launch, machine)
+        assert found.traffic == 256 * 32 / 1e12
+        # Four blocks on two multiprocessors: the busier has half of all instructions, two blocks one after the other.
+        assert found.instructions == pytest.approx(sum(launch.counts.instructions().values()) / 2 / 4 / 1e9)
+        chain = longest_chain(launch.kernel, launch.counts.trace)
+        assert found.seconds == found.chain == 2 * chain / 1e9
+        # A load and the store of its double; no instruction needs the store.
+        assert LATENCY["load"] + LATENCY["float32"] + LATENCY["store"] < chain < 2 * LATENCY["load"]
+        _total[(1,)](x, total, 512)
+        launch = device.launches[-1]
+        counts = launch.counts.instructions()
+        warps = launch.kernel.threads // 32
+        tree = counts["shuffle"] // warps * LATENCY["shuffle"] + counts["barrier"] // warps * LATENCY["barrier"]
+        assert longest_chain(launch.kernel, launch.counts.trace) > LATENCY["load"] + tree
 
 
 @triton.jit

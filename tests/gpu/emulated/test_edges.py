@@ -9,7 +9,7 @@ from gpu.emulated.devices import whole
 
 @pytest.mark.parametrize("dtype", [torch.float32, whole(torch.float64)], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("groups", [1, whole(3)])
-@pytest.mark.parametrize("name", ["cfg", "clamp", "projected"])
+@pytest.mark.parametrize("name", ["projected", whole("cfg"), whole("clamp")])
 def test_groups_of_one_element(name: str, groups: int, dtype: torch.dtype) -> None:
     """An argument that equals 1 is no tensor inside a compiled kernel."""
     program = programs()[name]
@@ -32,7 +32,7 @@ def test_groups_of_one_element(name: str, groups: int, dtype: torch.dtype) -> No
             assert (actual.double() - expected).abs().max() <= bound
 
 
-@pytest.mark.parametrize("strategy", ["row", "two_launch", "cooperative"])
+@pytest.mark.parametrize("strategy", ["row", whole("two_launch"), whole("cooperative")])
 def test_float64_keeps_its_digits_with_numbers_as_parameters(strategy: str) -> None:
     """Triton makes a float32 of a Python number, whose 24 bits then are all that a weight has."""
     program = programs()["rescale"]

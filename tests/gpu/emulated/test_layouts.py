@@ -57,7 +57,7 @@ def guided(tensors: list[Tensor], strategy: str, out: Tensor | None = None) -> T
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, whole(torch.float32)], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize(
-    "name", ["last_slice", "channels_last", whole("every_other"), whole("batch_of_both"), whole("batch_last")]
+    "name", ["last_slice", whole("channels_last"), whole("every_other"), whole("batch_of_both"), whole("batch_last")]
 )
 def test_a_view_is_guided_where_it_lies(name: str, dtype: torch.dtype) -> None:
     tensors = draw(dtype)
@@ -73,7 +73,7 @@ def test_a_view_is_guided_where_it_lies(name: str, dtype: torch.dtype) -> None:
             assert (out.double() - expected.double()).abs().max() <= bound
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["row", "cooperative", whole("two_launch")])
 def test_an_output_may_be_an_input(strategy: str) -> None:
     tensors = draw(torch.float32)
     expected = guided(tensors, "two_launch")
