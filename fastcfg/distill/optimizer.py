@@ -35,8 +35,8 @@ def matrices(network: nn.Module) -> set[str]:
     return {f"{name}.weight" for name, layer in network.named_modules() if isinstance(layer, layers)}
 
 
-class MuonAdamW(torch.optim.Optimizer):
-    """Muon for the groups with ``matrix=True``, AdamW for the others, with one learning rate.
+class MuonAdamW(torch.optim.AdamW):
+    """Muon for the groups with ``matrix=True``, torch's AdamW for the others, with one learning rate.
 
     Muon takes the momentum of a weight (a convolution's ``[out, in * kernel]``) and steps along the nearest orthogonal
     matrix, so that the directions in which the gradient is small move as far as the others: a student's targets have no
@@ -51,7 +51,7 @@ class MuonAdamW(torch.optim.Optimizer):
         weight_decay: decoupled, of both.
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the size of the step: Liu et
-    al., 2502.16982. torch's own ``Muon`` takes two-dimensional weights alone; this one, a network's all.
+    al., 2502.16982. torch's own ``Muon`` (2.9) takes two-dimensional weights alone; this one, a network's all.
     """
 
     def __init__(
@@ -63,25 +63,22 @@ class MuonAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(groups, {**defaults, "matrix": False})
+        groups = [{"matrix": False, "momentum": momentum, **group} for group in groups]
+        super().__init__(groups, lr, betas, eps, weight_decay)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                if group["matrix"]:
+        every = self.param_groups
+        self.param_groups = [group for group in every if not group["matrix"]]
+        try:
+            loss: float | None = super().step(closure)  # type: ignore[assignment, arg-type]
+        finally:
+            self.param_groups = every
+        for group in every:
+            for parameter in group["params"] if group["matrix"] else ():
+                if parameter.grad is not None:
                     self._orthogonal(parameter, group)
-                else:
-                    self._adam(parameter, group)
         return loss
 
     def _orthogonal(self, parameter: Tensor, group: dict[str, Any]) -> None:
@@ -92,18 +89,5 @@ class MuonAdamW(torch.optim.Optimizer):
         state["momentum"].lerp_(gradient, 1 - group["momentum"])
         ahead = gradient.lerp(state["momentum"], group["momentum"]).flatten(1)
         size = group["lr"] * 0.2 * math.sqrt(max(ahead.shape))
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(orthogonalised(ahead).view_as(parameter).to(parameter.dtype), alpha=-size)
-
-    def _adam(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state, gradient = self.state[parameter], parameter.grad
-        assert gradient is not None
-        if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        state["step"] += 1
-        first, second = group["betas"]
-        state["exp_avg"].lerp_(gradient, 1 - first)
-        state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        done = float(state["step"])
-        spread = (state["exp_avg_sq"] / (1 - second**done)).sqrt_().add_(group["eps"])
-        parameter.addcdiv_(state["exp_avg"], spread, value=-group["lr"] / (1 - first**done))
