@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from fastcfg_kernels.partial import errors_name, partial_folder
+from fastcfg_kernels.partial import errors_name, move_into_place, partial_folder
 
 from fastcfg.version import __version__
 
 from .errors import SidecarError
-from .files import existing_file, move_into_place, sha256_of
+from .files import existing_file, sha256_of
 from .metadata import hashes, read_signature
 from .runtimes import CAPABILITIES, TensorRT, load_runtime
 from .sidecar import Profile, Sidecar, profile_shapes, sidecar_path

@@ -1,12 +1,11 @@
-"""Files that are whole or absent, and their hashes."""
+"""Files that have to be there, and their hashes."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
-__all__ = ["existing_file", "move_into_place", "sha256_of"]
+__all__ = ["existing_file", "sha256_of"]
 
 
 def sha256_of(path: Path) -> str:
@@ -28,11 +27,3 @@ def existing_file(name: str, path: Path | str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{name}: expected a file, there is none at {path}")
     return path
-
-
-def move_into_place(source: Path, target: Path) -> None:
-    """Put a written file on the disk and then under its name."""
-    with source.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.chmod(source, 0o644)
-    os.replace(source, target)

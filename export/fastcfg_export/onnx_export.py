@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastcfg_kernels.partial import errors_name, partial_folder
+from fastcfg_kernels.partial import errors_name, move_into_place, partial_folder
 from torch.overrides import TorchFunctionMode
 
 import fastcfg
@@ -19,7 +19,6 @@ from fastcfg.prediction import Kind
 
 from .dimensions import check_dims
 from .errors import ExportError
-from .files import move_into_place
 from .metadata import describe, require_onnx, seal
 from .models import GraphModel, adapt
 from .module import GuidedModule

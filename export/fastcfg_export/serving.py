@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+
+from fastcfg_kernels.partial import errors_name, partial_folder
 
 from fastcfg.files import write_atomically
 from fastcfg.validate import check_choice
@@ -150,13 +151,13 @@ def _place(source: Path, target: Path) -> None:
     """A file under another name: linked where it can be, copied where not."""
     if target.exists() and target.samefile(source):
         return  # Renaming one link of a file over another leaves both.
-    temporary = target.with_name(f".{target.name}.new")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with errors_name(target), partial_folder(target) as folder:
+        made = folder / target.name
+        try:
+            made.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, made)
+        made.replace(target)
 
 
 def docker_command(repository: Path | str, *, gpu: bool) -> str:

@@ -1,4 +1,4 @@
-"""What is being written, under a name of its own beside the one it will have; what a killed process left goes."""
+"""Atomic file writes, the one place for them; removes what killed processes left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ try:
 except ImportError:  # On Windows nothing is locked, and so nothing is taken for left behind.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["errors_name", "partial_file", "partial_folder", "write_whole"]
+__all__ = ["errors_name", "move_into_place", "partial_file", "partial_folder", "write_whole"]
 
 _SUFFIX = ".partial"
 
@@ -48,15 +48,20 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     with errors_name(path):
         path = path.resolve()
-        mode = _mode_of(path)
+        _mode_of(path)  # Before anything is written.
         with partial_file(path) as temporary:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            if mode is not None:
-                os.chmod(temporary, mode)
-            os.replace(temporary, path)
+            temporary.write_bytes(content)
+            move_into_place(temporary, path)
+
+
+def move_into_place(source: Path, target: Path) -> None:
+    """Put a written file on the disk and then under its name, with the permissions of a file that it replaces."""
+    mode = _mode_of(target)
+    with source.open("rb+") as file:
+        os.fsync(file.fileno())
+    if mode is not None:
+        os.chmod(source, mode)
+    os.replace(source, target)
 
 
 def _mode_of(path: Path) -> int | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
+
+from ...files import write_atomically
 
 __all__ = ["install", "uninstall"]
 
@@ -75,26 +76,18 @@ def install(directory: Path | str, *, force: bool = False) -> Path:
         _check_own(target)
         if not force:
             raise FileExistsError(f"{target}: is installed already; use --force to write it again")
-        _write(target / "__init__.py")
+        write_atomically(target / "__init__.py", _SHIM)
         return target
     # A folder whose name begins with a dot is no node pack to ComfyUI, should it come to look in between.
     made = Path(tempfile.mkdtemp(prefix=".fastcfg-", dir=target.parent))
     try:
         made.chmod(0o755)
-        _write(made / "__init__.py")
+        write_atomically(made / "__init__.py", _SHIM)
         made.rename(target)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
     return target
-
-
-def _write(path: Path) -> None:
-    handle, name = tempfile.mkstemp(prefix=".fastcfg-", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(_SHIM)
-    os.chmod(name, 0o644)
-    os.replace(name, path)
 
 
 def uninstall(directory: Path | str) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import torch
 
 from ... import math
 from ...formula.program import Program, Stage, compile_program
+from ...partial import write_whole
 from .aot import TARGETS, Compiled, Sizes, compile_ahead
 from .formula import OLDEST
 
@@ -230,9 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.output is None:
         print(text, end="")
     else:
-        temporary = given.output.with_suffix(given.output.suffix + ".tmp")
-        temporary.write_text(text)
-        os.replace(temporary, given.output)
+        write_whole(given.output, text.encode())
     failures = [(row, reason) for row in rows for reason in broken(row)]
     for row, reason in failures:
         one = row.compiled
