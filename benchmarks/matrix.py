@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 import fastcfg
-from fastcfg import GuidedDenoiser, Prediction, Requests, Rule, Sampler, State
+from fastcfg import GatedCFG, GuidedDenoiser, Prediction, Requests, Rule, Sampler, State
 from fastcfg.cli.catalog import entries, example
 from fastcfg.rules import registry
+
+from .gated_hosts import check
 
 __all__ = ["COLUMNS", "Line", "compact", "full", "lines"]
 
@@ -132,6 +134,8 @@ def _classic(rule: Rule) -> None:
         for name in rule.lowered.given:
             run.state[name] = _drawn(7, 1, 4, 8, 8)
         pipe(**embeds, height=8, width=8, num_inference_steps=2, guidance_scale=5.0, output_type="latent")
+    if isinstance(rule, GatedCFG) and run.passes_run != 3:
+        raise ValueError(f"gate: ran {run.passes_run} of 4 passes, where 3 do")
 
 
 @cache
@@ -235,6 +239,8 @@ def why_not(rule: Rule, column: str) -> str | None:
         warnings.simplefilter("ignore")
         try:
             COLUMNS[column](rule)
+            if isinstance(rule, GatedCFG):  # Where passes are the point, they are counted.
+                check(column, rule)
         except (TypeError, ValueError, RuntimeError) as error:
             return str(error).splitlines()[0]
     return None

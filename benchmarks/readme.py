@@ -136,6 +136,10 @@ in ComfyUI.
 By name:
 
 {matrix.full()}
+A tick for `GatedCFG` means that a run in the host took fewer passes and ended where the same policy in a
+`GuidedDenoiser` ends (`benchmarks/gated_hosts.py`; diffusers classic by its passes, its latents in
+`tests/fastcfg/adapters/test_gates_pipelines.py`; ComfyUI by KSampler, in `tests/conformance/test_comfyui.py`).
+
 Not taken, and why:
 
 {matrix.refusals()}
