@@ -127,7 +127,7 @@ def guide(
             return _of_one_sample(rule, predictions, out, grid, rest)
         return _on_a_grid(rule, predictions, out, grid, rest)
     if params is not None:
-        if not isinstance(params, Mapping):
+        if type(params) is not dict and not isinstance(params, Mapping):
             raise TypeError(f"params: expected a mapping from names to values, got {type(params).__name__}")
         for name in rule.lowered.ranges:
             if name in params:
@@ -135,16 +135,20 @@ def guide(
     plain = scale_map is None and mask is None and shards is None and not stats and stats_out is None
     if (
         plain
-        and backend is None
         and not check
         and x is None
         and prediction is None
         and numerics == "fp32"
         and not torch.compiler.is_dynamo_compiling()  # The short way itself tells every other trace.
         and (short := rule.short) is not None
-        and (made := short.guide(predictions, rule.numbers, params, out)) is not None
     ):
-        return made
+        made = None
+        if backend is None:
+            made = short.guide(predictions, rule.numbers, params, out)
+        if made is None and short.launches is not None and backend in (None, "triton"):
+            made = short.launches.guide(predictions, rule.numbers, params, out, backend)
+        if made is not None:
+            return made
     if rule.prepares:
         if not plain:
             raise ValueError(

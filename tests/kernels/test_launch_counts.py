@@ -58,3 +58,12 @@ def test_one_launch_in_the_place_of_many_operations(name: str) -> None:
         guider.forward(pred_cond=c, pred_uncond=u)
     assert operations.count >= known
     assert launches(rule, {"uncond": u, "cond": c}) == 1
+
+
+@pytest.mark.parametrize(("rule", "most"), [(CFG(7.5, rescale=0.7), 30), (APG(7.5, eta=0.5, norm_threshold=2.0), 25)])
+@pytest.mark.parametrize("size", [SHAPE, (1, 4, 64, 64)], ids=str)
+def test_the_torch_form_takes_few_operations(rule: fastcfg.Rule, most: int, size: tuple[int, ...]) -> None:
+    u, c = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).unbind(0)
+    with torch.no_grad(), Operations() as operations:
+        fastcfg.guide(rule, uncond=u, cond=c, backend="torch")
+    assert operations.count <= most

@@ -33,7 +33,7 @@ from .build import built, compiler
 from .entry_text import ENTRY
 from .threads import ONE_THREAD, threads_of
 
-__all__ = ["ShortWay", "enable", "extension", "short_way"]
+__all__ = ["ShortWay", "enable", "extension", "is_open", "short_way"]
 
 KINDS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _enabled = True
@@ -48,6 +48,8 @@ class ShortWay:
         self._params = program.params
         self._native: dict[torch.dtype, Any] = {}
         self._table: Any = None
+        self.launches: Any = None
+        """Prepared launches on a GPU: see :mod:`fastcfg_kernels.backends.triton.short`."""
         if (module := _ready()) is not None:
             self._compile(module)
 
@@ -71,6 +73,7 @@ class ShortWay:
     def clear(self) -> None:
         """Take the long way from now on."""
         self.__dict__["guide"] = lambda *_: None
+        self.launches = None
 
     def guide(
         self,
@@ -88,9 +91,7 @@ class ShortWay:
             self._compile(module)
             made: Tensor | None = self._table.guide(predictions, numbers, params, out)
             return made
-        if not _enabled or observed() or numbers is None or len(predictions) != len(self._names):
-            return None
-        if os.environ.get("FASTCFG_BACKEND"):
+        if not is_open() or observed() or numbers is None or len(predictions) != len(self._names):
             return None
         tensors: list[Any] = [predictions.get(name) for name in self._names]
         if not _alike(tensors if out is None else [*tensors, out]):
@@ -174,6 +175,11 @@ def enable(on: bool) -> None:
     _enabled = on
     if _module is not None:
         _module.enable(on)
+
+
+def is_open(environment: bool = True) -> bool:
+    """Return whether calls may go the short way: no shadow mode, and no backend named by the environment."""
+    return _enabled and not (environment and os.environ.get("FASTCFG_BACKEND"))
 
 
 _module: ModuleType | None = None

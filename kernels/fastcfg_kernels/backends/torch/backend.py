@@ -31,7 +31,8 @@ def run(call: Call) -> list[Tensor]:
     rows = call if call.groups is None else call.by_rows()
     with torch.no_grad() if call.native else nullcontext():
         flat = [t.flatten(1) for t in rows.tensors]
-        made = guide_rows(call.program, flat, rows.values, call.merge, call.stats)
+        host = call.native and call.program.reduces and call.first.device.type == "cpu"
+        made = guide_rows(call.program, flat, rows.values, call.merge, call.stats, host)
         shape = call.first.shape
         results = [made[k].view(shape) if call.groups is None else call.groups.back(made[k]) for k in call.results]
         return call.deliver(results)

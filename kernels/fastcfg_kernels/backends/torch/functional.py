@@ -13,22 +13,27 @@ import torch
 from torch import Tensor
 
 from ...formula.program import Program
+from ...host import host_params, weigh_on_host
 from .tiles import Moments, accumulator, basis, sample_moments, spread
 
 __all__ = ["Merge", "combine", "guide_rows"]
 
 
 def _weighted_sum(weights: Sequence[Any], vectors: Sequence[Tensor]) -> Tensor:
+    """Return the sum of weights times vectors, a new tensor, in one operation for each but the first."""
     result: Tensor | None = None
+    fresh = False
     for weight, vector in zip(weights, vectors, strict=True):
-        if isinstance(weight, Tensor) or weight != 0:
-            unit = not isinstance(weight, Tensor) and weight == 1
-            term = vector if unit else spread(weight, vector) * vector
-            alone = vector is term and result is None
-            result = term if result is None else result + term
+        if isinstance(weight, Tensor):
+            over = spread(weight, vector)
+            result, fresh = over * vector if result is None else torch.addcmul(result, over, vector), True
+        elif weight == 1 and result is None:
+            result = vector
+        elif weight != 0:
+            result, fresh = weight * vector if result is None else torch.add(result, vector, alpha=weight), True
     if result is None:
         return torch.zeros_like(vectors[0])
-    return result.clone() if alone and any([result is v for v in vectors]) else result  # A result is no input.
+    return result if fresh else result.clone()
 
 
 def combine(
@@ -65,6 +70,16 @@ def combine(
     return results
 
 
+def _weigh_on_host(program: Program, moments: Moments, count: Any, values: Sequence[Any]) -> Sequence[Tensor]:
+    """Return ``[B]`` weights: a formula of a dozen operations on ``[B]`` tensors takes longer than on numbers."""
+    sums = moments.sums(program)
+    rows = torch.stack(list(sums), -1).tolist()
+    counts = count.tolist() if isinstance(count, Tensor) else [count] * len(rows)
+    given = host_params(values, len(rows))
+    weighed = [weigh_on_host(program, *one) for one in zip(rows, counts, given, strict=True)]
+    return torch.tensor(weighed, dtype=sums[0].dtype).unbind(-1)
+
+
 Merge = Callable[[Program, Moments], Moments]
 """From the moments of a part of each row to those of the whole rows."""
 
@@ -75,6 +90,7 @@ def guide_rows(
     params: Sequence[Any],
     merge: Merge | None = None,
     stats: Tensor | None = None,
+    host: bool = False,
 ) -> list[Tensor]:
     """Sums, weights and combine of rows.
 
@@ -84,6 +100,8 @@ def guide_rows(
         params: numbers, 0-dim or ``[...]`` tensors, in the order of ``program.params``.
         merge: where the rows given are a part of the rows that the sums run over.
         stats: ``[rows, K]``, where a program that has stats writes them.
+        host: whether rows ``[B, N]`` lie in a host's memory and nothing is traced: their sums become numbers, and the
+            formula runs on these, in float64 as native code has it.
 
     Returns:
         The program's results ``[..., N]`` in the accumulator's dtype.
@@ -95,7 +113,9 @@ def guide_rows(
         moments = merge(program, moments)
     # A row that the mask leaves out whole counts as one element.
     count = moments.count.clamp(min=1) if isinstance(moments.count, Tensor) else moments.count
-    weighed = program.weigh(moments.sums(program), count, values)
+    weighed = (
+        _weigh_on_host(program, moments, count, values) if host else program.weigh(moments.sums(program), count, values)
+    )
     if program.stats:
         weighed, last = weighed[: -len(program.stats)], weighed[-len(program.stats) :]
         if stats is not None:

@@ -14,8 +14,9 @@ from ...formula.program import Program
 from ...memory import collide, stored
 from .arrivals import arrivals
 from .formula import interpreting, kernel_constants, unavailable
-from .launch import OPTIONS, Signature, alignments, prepare
+from .launch import OPTIONS, Prepared, Signature, alignments, prepare
 from .launch_plan import Strategy
+from .short import note
 from .verified import device_key, verified
 
 if TYPE_CHECKING:
@@ -36,9 +37,11 @@ def run(call: Call) -> list[Tensor]:
     hit = [t.is_neg() or any([collide(t, source) for source in sources]) for t in made]
     apart = [torch.empty_like(t) if other else t for t, other in zip(made, hit, strict=True)]
     dims = None if call.groups is None else call.groups.dims
-    guide_triton(
+    launched = guide_triton(
         call.program, sources, call.values, apart, call.results, dims=dims, strategy=call.strategy, stats=call.stats
     )
+    if launched is not None and not any(hit):
+        note(call, *launched, _arrivals)
     for target, own in zip(made, apart, strict=True):
         if own is not target:
             target.copy_(own)
@@ -75,7 +78,7 @@ def guide_triton(
     dims: Sequence[int] | None = None,
     strategy: Strategy | None = None,
     stats: Tensor | None = None,
-) -> None:
+) -> tuple[Prepared, tuple[int, ...]]:
     """Guide tensors ``[B, ...]`` of any strides on their device; writes ``outs``.
 
     Args:
@@ -85,6 +88,9 @@ def guide_triton(
         dims: dimensions that sums run over; see :func:`~fastcfg_kernels.backends.triton.layout.group_layout`.
         strategy: force a launch strategy.
         stats: contiguous ``[G, F]`` for those of a program that has them.
+
+    Returns:
+        What was launched, and the pointers' alignment.
     """
     end = len(program.predictions) + len(program.extras)
     # What the sums read, and what a step alone does.
@@ -122,6 +128,7 @@ def guide_triton(
             given["arrivals"] = _arrivals(prepared.layout.groups, device)
         for launch in prepared.launches:
             launch(given, alignment)
+    return prepared, alignment
 
 
 @cache

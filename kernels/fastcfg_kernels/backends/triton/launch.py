@@ -54,6 +54,20 @@ class Launch:
         if compiled is not None:  # The interpreter compiles nothing.
             self._compiled[alignment] = compiled
 
+    def ready(self, alignment: tuple[int, ...]) -> tuple[Any, ...] | None:
+        """Return what a launch needs beside pointers and values; None while nothing is compiled for an alignment.
+
+        That is the launcher, the kernel's handle and metadata, the number of programs, all arguments with None for
+        those that a signature does not fix, and these ones' places and names.
+        """
+        compiled = self._compiled.get(alignment)
+        if compiled is None:
+            return None
+        arguments = [self._fixed.get(name) for name in self._names]
+        places = [(place, name) for place, name in enumerate(self._names) if name not in self._fixed]
+        run = compiled.run  # Loads the kernel, which has to be before its handle is there.
+        return run, compiled.function, compiled.packed_metadata, self._programs, arguments, places
+
 
 class Signature(NamedTuple):
     """What a launch depends on beside its pointers and parameters' values.
