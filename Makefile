@@ -84,4 +84,4 @@ docs/rules.md: $(VENV)/.ready
 
 .PHONY: docs/pipelines.md
 docs/pipelines.md: $(VENV)/.ready
-	$(BIN)/python -c "from fastcfg.adapters.diffusers.pipelines.table import to_markdown; print(to_markdown(), end='')" > $@.tmp && mv $@.tmp $@
+	$(BIN)/python -m benchmarks.hosts.table > $@.tmp && mv $@.tmp $@

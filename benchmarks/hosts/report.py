@@ -42,8 +42,9 @@ def write_report(lines: Sequence[dict[str, Any]], folder: Path) -> None:
     text = [
         "# diffusers' own fast tests under fastcfg",
         "",
-        f"Made by `make hosts` with {said}: the components and inputs of diffusers' fast tests, each pipeline beside",
-        "itself with the rule that is its own guidance (`guided`), or with its guiders fused (`fuse`).",
+        f"Made by `make hosts` with {said}:",
+        "the components and inputs of diffusers' fast tests, each pipeline beside itself with the rule that is its own",
+        "guidance (`guided`), or with its guiders fused (`fuse`).",
         "",
         f"Of {len(names)} pipelines {len(run)} ran, {same} of them with the same bits at every step and in the result; "
         f"{len(failed)} did not run, {len(names) - len(best)} have no fast test.",

@@ -243,6 +243,24 @@ def test_errors_name_the_argument() -> None:
         CASES["sd"].run(3.0)
 
 
+def test_a_class_whose_call_ends_in_a_covered_one_is_guided() -> None:
+    """As optimum's pipelines are written, for OpenVINO and ONNX Runtime."""
+
+    class Exported:
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return self.auto_model_class.__call__(self, *args, **kwargs)  # type: ignore[attr-defined]
+
+    class ExportedStableDiffusion(Exported, diffusers.StableDiffusionPipeline):
+        auto_model_class = diffusers.StableDiffusionPipeline
+
+    case, own = CASES["sd"], made("sd")
+    pipe = ExportedStableDiffusion(**own.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    with guided(pipe, CFG(5.0), numerics="eager"):
+        ours = pipe(**arguments_of(case, 3.0), return_dict=False)[0]
+    assert torch.equal(ours, case.run(5.0))
+
+
 def test_a_pipeline_that_is_not_covered_says_what_to_do() -> None:
     class Mine(diffusers.StableDiffusionPipeline):
         def __call__(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.hosts.table import table
 from fastcfg.adapters.diffusers import coverage
 from fastcfg.adapters.diffusers.pipelines.table import GUIDERS, NOT_COVERED, to_markdown
 
@@ -136,4 +137,20 @@ def test_every_guided_pipeline_is_in_one_of_the_lists() -> None:
 
 
 def test_documentation_has_the_table() -> None:
-    assert (ROOT / "docs" / "pipelines.md").read_text() == to_markdown(), "make docs/pipelines.md"
+    assert (ROOT / "docs" / "pipelines.md").read_text() == table(), "make docs/pipelines.md"
+
+
+def test_rows_are_run_or_read() -> None:
+    shown = {"dtype": "float32", "bits": True, "error": 0.0}
+    page = to_markdown(
+        {
+            "WanPipeline": shown,
+            "LTXPipeline": {**shown, "bits": False, "error": 1.2e-6},
+            "MochiPipeline": {"failed": ""},
+        }
+    )
+    rows = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[-1] for line in page.splitlines() if "|" in line}
+    assert rows["WanPipeline"] == "run: the same bits, float32 |" and rows["LTXPipeline"] == "run: 1e-06, float32 |"
+    assert rows["MochiPipeline"] == rows["FluxPipeline"] == "read |"
+    assert "2 of the 183 pipelines were run" in page and rows["HunyuanVideo15Pipeline"] == "read |"
+    assert set(rows) >= {*coverage(), *GUIDERS}

@@ -259,12 +259,16 @@ def has_guiders(pipe: Any) -> bool:
 
 
 def form_of(pipe: Any) -> PipelineForm:
-    """The form of a pipeline, by its class or the covered class whose ``__call__`` it inherits.
+    """The form of a pipeline, by its class or the covered class whose ``__call__`` it inherits or names.
 
     Raises:
         ValueError: naming ``pipe``, if it is not covered, with what to do instead.
     """
     cls = type(pipe)
+    # optimum's pipelines (OpenVINO, ONNX Runtime) end in the call of the class that they name.
+    called = getattr(cls, "auto_model_class", None)
+    if isinstance(called, type) and called.__name__ in _FORMS and called.__module__.startswith("diffusers."):
+        return _FORMS[called.__name__]
     for base in cls.__mro__:
         if base.__name__ in _FORMS and base.__module__.startswith("diffusers."):
             if cls.__call__ is base.__call__:  # type: ignore[attr-defined]
@@ -301,19 +305,44 @@ def own_rule(pipe: Any, *values: float, **named: float) -> Rule:
         raise TypeError(f"values: {type(pipe).__name__} guides by {own} ({error})") from None
 
 
-def to_markdown() -> str:
-    """The documentation's table of covered pipelines, and the list of those that are not."""
+def to_markdown(runs: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """The documentation's table of covered pipelines, and the list of those that are not.
+
+    Args:
+        runs: what ``make hosts`` recorded, by pipeline.
+    """
     lines = ["# Pipelines of diffusers that take any rule", "", *_INTRODUCTION.splitlines(), ""]
-    lines += ["| pipeline | denoiser | passes | turned on by | its own guidance |", "|---|---|---|---|---|"]
-    for name, form in coverage().items():
+    names = {**{name: form for name, form in coverage().items()}, **dict.fromkeys(GUIDERS)}
+    tried = {name: _tried(name, runs or {}) for name in names}
+    run = sum(text != "read" for text in tried.values())
+    lines += [
+        f"{run} of the {len(names)} pipelines were run as they are in diffusers' own fast tests, beside themselves;",
+        "the others were read against their source. `benchmarks/results/hosts.md` has that run.",
+        "",
+    ]
+    lines += ["| pipeline | denoiser | passes | turned on by | its own guidance | tried |", "|---|---|---|---|---|---|"]
+    for name in sorted(names):
+        form = names[name]
+        if form is None:
+            lines.append(f"| {name} | transformer | its guider's | its guider | its guider's | {tried[name]} |")
+            continue
         denoisers = ", ".join(form.denoisers)
-        lines.append(f"| {name} | {denoisers} | {form.how} | `{form.switch}` | `{form.own}` |")
+        lines.append(f"| {name} | {denoisers} | {form.how} | `{form.switch}` | `{form.own}` | {tried[name]} |")
+    lines += ["", "Where the guidance is a guider's, `guided` swaps it for one by the rule, and `fuse` for its fused"]
+    lines += ["counterpart.", "", "Refused, with what to do instead:", ""]
+    for reason, refused in _REASONS:
+        lines.append(f"- {reason}: {', '.join(refused.split())}")
     lines += [
         "",
-        "Their guidance is a guider component, which `guided` swaps for one by the rule and `fuse` for its fused",
-        f"counterpart: {', '.join(GUIDERS)}.",
+        "Pipelines that diffusers has moved to `deprecated` are not in the table; their classes are still guided",
     ]
-    lines += ["", "Not covered:", ""]
-    for reason, names in _REASONS:
-        lines.append(f"- {reason}: {', '.join(names.split())}")
+    lines += ["where one that is covered is their base."]
     return "\n".join(lines) + "\n"
+
+
+def _tried(name: str, runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """How a row was tried: run, with its bits or how far off, or read."""
+    line = runs.get(name)
+    if line is None or "failed" in line:
+        return "read"
+    return f"run: the same bits, {line['dtype']}" if line["bits"] else f"run: {line['error']:.0e}, {line['dtype']}"
