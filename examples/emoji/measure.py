@@ -23,7 +23,7 @@ from .layers import Layers, load_layers
 from .layers import subjects as every_subject
 from .sampling import draw_noise, sample
 from .scenes import draw, random_scene, words_for
-from .train import TrainConfig, Trainer
+from .train import TrainConfig, scenes_at
 from .weights import load_weights, trained_with
 from .words import COLOURS, HELD_OUT, words_of
 
@@ -59,9 +59,8 @@ def share_right(judge: Judge, pictures: Tensor, prompts: Sequence[str]) -> float
 
 def training_pictures(layers: Layers, config: TrainConfig) -> Iterator[Tensor]:
     """Yield every picture of a run, batch by batch: they follow from its seed."""
-    trainer = Trainer(config, layers)
     for step in range(config.steps):
-        yield trainer.batch(step)[0]
+        yield draw(scenes_at(config, layers, step)[0], layers)
 
 
 def nearest(pictures: Tensor, layers: Layers, config: TrainConfig) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from fastcfg.methods.training import TrainingDiverged, ema_decay
 
 from .layers import Layers, load_layers
 from .model import TextUNet
-from .scenes import draw, drop_words, random_scene, words_for
+from .scenes import Scene, draw, drop_words, random_scene, words_for
 from .weights import alphas, save_weights
 from .words import encode
 
@@ -59,6 +59,12 @@ class TrainConfig:
         return self.learning_rate * (1.0 if left >= 1 else 0.5 - 0.5 * math.cos(math.pi * left))
 
 
+def scenes_at(config: TrainConfig, layers: Layers, step: int) -> tuple[list[Scene], random.Random]:
+    """Return the scenes of a step, which follow from the seed and the step alone, and the generator after them."""
+    rng = random.Random(config.seed * 1_000_003 + step)
+    return [random_scene(layers, rng) for _ in range(config.batch)], rng
+
+
 class Trainer:
     """The state of a run. A step depends on that state and on its own number alone."""
 
@@ -73,8 +79,7 @@ class Trainer:
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return pictures, prompts, noise and times of a step."""
         config = self.config
-        rng = random.Random(config.seed * 1_000_003 + step)
-        scenes = [random_scene(self.layers, rng) for _ in range(config.batch)]
+        scenes, rng = scenes_at(config, self.layers, step)
         kinds = [self.layers.subjects[scene.subject].kind for scene in scenes]
         nameless = config.nameless if step >= config.nameless_from else 0.0
         captions = [
