@@ -1,4 +1,4 @@
-"""What is measured: rules with their peers, shapes, dtypes.
+"""Cases that are measured: rules with their peers, shapes, dtypes.
 
 Shapes are latents that people sample: SD 1.5 (and SDXL at 512 px), SD3 and Flux at 1024 px, Wan 480p with 81 frames. A
 full run adds SDXL at 1024 px alone and as a batch of 8, Flux's and Qwen's packed tokens, Wan 720p, Hunyuan's 129 frames
@@ -218,7 +218,7 @@ def cases(device: str, *, full: bool = False) -> Iterator[Case]:
 
 
 def _varies(contest: Contest) -> bool:
-    """Whether a quick run looks at more than one shape."""
+    """Return whether a quick run looks at more than one shape."""
     return contest.rule.program.reduces or contest.name == "CFG"
 
 

@@ -38,7 +38,7 @@ MARGIN = 0.1
 
 @dataclass(frozen=True)
 class Form:
-    """How the rows of a kind of result are read.
+    """The reading of the rows of a kind of result.
 
     Attributes:
         identity: what tells the cases apart; provider: whose row it is; own: which one ratios are taken to.
@@ -198,7 +198,7 @@ class Comparison:
         return replace(self, dismissed=self.dismissed | innocent)
 
     def table(self) -> Table:
-        """What changed, for a terminal; a case that got worse is red."""
+        """Return what changed, for a terminal; a case that got worse is red."""
         table = Table("what", "case", "peer", "old ratio", "new ratio", "")
         worse = set(self.cases("worse"))
         for change in self.changes:
@@ -256,7 +256,7 @@ def _alone(one: Results, other: Results) -> Counter[str]:
 
 
 def differences(old: Results, new: Results) -> list[str]:
-    """What else differs between the two: hardware, threads, versions."""
+    """Return what else differs between the two: hardware, threads, versions."""
     found = []
     for kind in old.environments.keys() & new.environments.keys():
         before, after = ({**r.environments[kind], **r.environments[kind]["versions"]} for r in (old, new))

@@ -1,4 +1,4 @@
-"""What a call costs besides time: kernels launched and bytes moved."""
+"""Costs of a call besides time: kernels launched and bytes moved."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Counted", "Work", "count", "gpu_launches", "work"]
 
 @dataclass(frozen=True)
 class Counted:
-    """What a call asked of torch; the kernels that fastcfg launches itself are none of it.
+    """Operations that a call asked of torch; the kernels that fastcfg launches itself are not among them.
 
     Attributes:
         operations: all that are dispatched but views and allocations; scalar arithmetic on tensors among them.
@@ -64,7 +64,7 @@ def count(call: Call, size: int) -> Counted:
 
 @dataclass(frozen=True)
 class Work:
-    """What one call does.
+    """The work of one call.
 
     Attributes:
         launches: kernels: what the GPU was given; on a CPU operations of torch, kernels that Inductor made (the

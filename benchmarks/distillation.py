@@ -99,7 +99,7 @@ def train(name: str, steps: int | None, folder: Path) -> tuple[Task, Student]:
 
 
 def findings_of(name: str, task: Task, student: Student, samples: int, folder: Path) -> Findings:
-    """What a variant's student is measured to be, from its file where that was done."""
+    """Return what a variant's student is measured to be, from its file where that was done."""
     variant, where = VARIANTS[name], folder / name
     file = where / "findings.json"
     made_from = fingerprint(student.network)

@@ -1,4 +1,4 @@
-"""Where something was measured."""
+"""The machine and the versions of a measurement."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Environment"]
 
 @dataclass(frozen=True)
 class Environment:
-    """Where it was measured."""
+    """The machine and the versions of a measurement."""
 
     device: str
     hardware: str

@@ -1,4 +1,4 @@
-"""What the export gives, measured: ``python -m benchmarks.export`` writes ``benchmarks/results/export.{md,json}``.
+"""Measurements of the export: ``python -m benchmarks.export`` writes ``benchmarks/results/export.{md,json}``.
 
 Every graph goes through ONNX's checker and is compared with eager torch in ONNX Runtime at several sizes and scales;
 TensorRT-RTX plans are built ahead of time for a GPU that need not be there. ``--sd15`` adds a U-Net of the size of

@@ -1,4 +1,4 @@
-"""What a tick for a gate means: eight steps in the host ran fewer passes, and ended where a ``GuidedDenoiser`` ends."""
+"""Gates in hosts: eight steps in the host run fewer passes, and end where a ``GuidedDenoiser`` ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What takes which rule: every rule of the catalogue, tried on every backend, sampler and exporter.
+"""The matrix of rules: each one tried on every backend, sampler and exporter.
 
 A cell is what happened when the rule was tried on tiny tensors, and not what somebody wrote down. ``fastcfg``'s own
 catalogue says which backends run a formula; the adapters are asked.
@@ -188,7 +188,7 @@ COLUMNS: Mapping[str, Callable[[Rule], None]] = {
 
 
 class _Patcher:
-    """What a node needs of ComfyUI's MODEL to patch it."""
+    """The part of ComfyUI's MODEL that a node patches."""
 
     def __init__(self) -> None:
         self.model_options: dict[str, Any] = {}

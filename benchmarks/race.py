@@ -55,7 +55,7 @@ class Timer(Protocol):
 
 
 def wait_for(device: str) -> Callable[[], None]:
-    """What waits until a device has done what it was given."""
+    """Return what waits until a device has done what it was given."""
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 

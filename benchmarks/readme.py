@@ -79,7 +79,7 @@ def _ratio(value: float | None) -> str:
 
 
 def about(recorded: Mapping[str, Any]) -> str:
-    """Where the results come from."""
+    """Return where the results come from."""
     where = recorded["environment"]
     versions = where["versions"]
     return (

@@ -35,7 +35,7 @@ class Record:
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """What the JSON holds."""
+        """Return what the JSON holds."""
         head = {"kind": self.kind, **self.more, "environment": asdict(self.environment)}
         return {**head, "rows": [dict(row) for row in self.rows]}
 
@@ -73,7 +73,7 @@ class Record:
 
 
 def _place(data: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What the results that replace each other have in common."""
+    """Return what the results that replace each other have in common."""
     where = data.get("environment") or {}
     return *(where.get(name) for name in ("device", "hardware", "threads")), data.get("cache", "hot")
 

@@ -78,7 +78,7 @@ class Report:
                 yield own[row.rule, row.metric, row.shape, row.dtype], row
 
     def targets(self) -> list[Target]:
-        """What fastcfg promises, for the cases that were run."""
+        """Return what fastcfg promises, for the cases that were run."""
         found = (target(row, self.environment.device) for _, row in self.pairs())
         return [t for t in found if t is not None]
 

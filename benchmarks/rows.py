@@ -1,4 +1,4 @@
-"""What is measured of one contestant in one case, and what is promised about it."""
+"""Rows: the measurement of one contestant in one case, and its target."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Row:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Row:
-        """What :meth:`to_dict` gave; names that are no row's own are left out.
+        """Return what :meth:`to_dict` gave; names that are no row's own are left out.
 
         Raises:
             KeyError: if one is missing.
@@ -97,7 +97,7 @@ AT_VIDEO = {
 
 
 def target(row: Row, device: str) -> Target | None:
-    """What is promised about a peer's row, if anything."""
+    """Return what is promised about a peer's row, if anything."""
     if row.metric not in PRIMARY:
         return None
     if row.provider == "torch.lerp" and prod(row.shape) >= 2**18:

@@ -33,7 +33,7 @@ KIND = "samplers"
 
 
 def differences(bout: Bout) -> tuple[float, float]:
-    """How far fastcfg's last latent is from the stock one, and the bound: shares of the largest stock value.
+    """Return how far fastcfg's last latent is from the stock one, and the bound: shares of the largest stock value.
 
     Raises:
         RuntimeError: if the difference is above the bound.

@@ -1,4 +1,4 @@
-"""How the cost of guidance grows, measured; and the arithmetic of a fleet, with its assumptions.
+"""Scaling: the measured growth of the cost of guidance, and the arithmetic of a fleet with its assumptions.
 
 ``python -m benchmarks.scaling [--full]`` times the combine against batch, pixels, frames and conditions, and whole
 steps against passes and batch: all sizes of an axis take turns in one process, and a law is fitted to their medians.
@@ -147,7 +147,7 @@ LEFT_OUT = "quality (gating and students change the images), memory, batches acr
 
 @dataclass(frozen=True)
 class Fleet:
-    """What a call is made of. A replica serves one call at a time, and nothing overlaps; :data:`LEFT_OUT` is the rest.
+    """The parts of a call. A replica serves one call at a time, and nothing overlaps; :data:`LEFT_OUT` is the rest.
 
     Attributes:
         pass_ms: one pass on a call's images, on one GPU; steps: of the sampler; passes: of a guided step.
@@ -224,7 +224,7 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path(__file__).parent / "results",
 ) -> None:
-    """How the cost of guidance grows; writes scaling-*.json and .md."""
+    """Return how the cost of guidance grows; writes scaling-*.json and .md."""
     if context.invoked_subcommand is None:
         found = section(Plan(full=full, device=device), lambda part: Console(stderr=True).print(part))
         Console().print(*found.show, *map(str, found.record.write(output)), sep="\n")
@@ -235,7 +235,10 @@ def fleet_command(
     part: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE of Fleet: pass_ms=95 steps=28 …")] = None,
     demand: Annotated[float, typer.Option(min=0.0, help="Images a second to serve; 0 for none.")] = 0.0,
 ) -> None:
-    """What CFG-parallel, gating and students mean for latency and the number of GPUs: a model, not a measurement."""
+    """Return what CFG-parallel, gating and students mean for latency and the number of GPUs.
+
+    A model, not a measurement.
+    """
     try:
         given = dict(each.split("=", 1) for each in part or ())
         kinds = {name: type(value) for name, value in vars(Fleet()).items()}

@@ -1,4 +1,4 @@
-"""What the sections of ``fastcfg bench`` are given, and what they give back."""
+"""Plans and results of the sections of ``fastcfg bench``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured.
+    """A plan of measurements.
 
     Attributes:
         full: all sizes, and more rounds; device: ``cpu`` or ``cuda``.
@@ -36,7 +36,10 @@ class Plan:
 
     @property
     def all_sizes(self) -> bool:
-        """Whether the sizes of a full run are to be looked through: cases that are asked for may be among them."""
+        """Return whether the sizes of a full run are to be looked through.
+
+        Cases that are asked for may be among them.
+        """
         return self.full or self.only is not None
 
     def rounds_of(self, usual: int) -> int:
@@ -45,7 +48,7 @@ class Plan:
 
 
 def wanted(plan: Plan, *identity: str) -> bool:
-    """Whether a plan has a case whose name begins so."""
+    """Return whether a plan has a case whose name begins so."""
     return plan.only is None or any(case[: len(identity)] == identity for case in plan.only)
 
 

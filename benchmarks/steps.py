@@ -101,7 +101,7 @@ def contestants(case: StepCase, device: str) -> tuple[dict[str, peers.Call], Ten
         return guide_step(rule, step, x=x, state=state, uncond=uncond, cond=cond, batch_out=batch)
 
     def pipeline() -> Tensor:
-        """What ``StableDiffusionPipeline`` does after the model, and before it at the next step."""
+        """Return what ``StableDiffusionPipeline`` does after the model, and before it at the next step."""
         if case.scheduler != "DDIMScheduler":
             scheduler._step_index = _INDEX
         scheduler.is_scale_input_called = True

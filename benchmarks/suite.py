@@ -88,7 +88,7 @@ def obstacle(section: Section, plan: Plan) -> str | None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a section.
+    """The outcome of a section.
 
     Attributes:
         measured: its result, or None; why: it was left out, or failed; failed: whether something went wrong.

@@ -1,4 +1,4 @@
-"""Where a denoising run spends its steps: in the passes, the guidance, the scheduler, or the next model input."""
+"""Timelines of a denoising run: passes, guidance, scheduler, next model input."""
 
 from __future__ import annotations
 

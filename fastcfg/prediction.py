@@ -1,4 +1,4 @@
-"""What a denoiser predicts, and the affine maps between the kinds of prediction.
+"""Kinds of prediction, and the affine maps between them.
 
 The forward process is ``x = alpha * x0 + sigma * eps``. Variance preserving: ``alpha = sqrt(alphas_cumprod)`` and
 ``sigma = sqrt(1 - alphas_cumprod)``; flow matching: ``alpha = 1 - t`` and ``sigma = t``; EDM: ``alpha = 1``.
@@ -35,7 +35,7 @@ _KINDS = get_args(Kind)
 
 
 def _on_host(*levels: Weight) -> bool:
-    """Whether levels can be looked at without waiting for a device or breaking a trace."""
+    """Return whether levels can be looked at without waiting for a device or breaking a trace."""
     return not any([isinstance(v, Tensor) and (v.device.type != "cpu" or observed()) for v in levels])
 
 

@@ -45,7 +45,7 @@ def _number(owner: str, name: str, value: Any) -> float:
 
 
 def same_place(a: type, b: type) -> bool:
-    """Whether two classes are one definition, run again: of one name in one module."""
+    """Return whether two classes are one definition, run again: of one name in one module."""
     return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)
 
 
@@ -166,7 +166,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Ramp(Schedule):
-    """From ``start`` at the first step to ``end`` at the last, in equal steps; either way up or down."""
+    """A line from ``start`` at the first step to ``end`` at the last, up or down."""
 
     start: float
     end: float
@@ -177,7 +177,7 @@ class Ramp(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """From ``start`` to ``end`` along half a cosine: slow at both ends, fastest in the middle."""
+    """Half a cosine from ``start`` to ``end``: slow at both ends, fastest in the middle."""
 
     start: float
     end: float
@@ -188,7 +188,7 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """From ``start`` to ``end`` by equal factors: ``start * (end/start)**progress``. Both above zero."""
+    """Equal factors from ``start`` to ``end``: ``start * (end/start)**progress``. Both are above zero."""
 
     start: float
     end: float

@@ -50,7 +50,7 @@ def inputs_of(test: Any) -> Any:
 
 
 def pipelines_of(path: str) -> Iterator[dict[str, Any]]:
-    """What the pipelines of a test file show."""
+    """Return what the pipelines of a test file show."""
     module = importlib.import_module(".".join(Path(path).with_suffix("").parts))
     for name, cls in test_classes(module).items():
         if name not in coverage() and name not in GUIDERS:

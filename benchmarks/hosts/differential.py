@@ -23,7 +23,7 @@ SCALE = 3.0
 
 
 class Seen:
-    """What a scheduler was given at each step."""
+    """Arguments that a scheduler was given at each step."""
 
     def __init__(self) -> None:
         self.outputs: list[Tensor] = []
@@ -104,7 +104,7 @@ def _own(pipe: Any, inputs: Mapping[str, Any]) -> tuple[Rule, str]:
 
 
 def compare(pipe: Any, inputs: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What one pipeline shows: whether steps and result have the pipeline's bits, else the relative error.
+    """Return what one pipeline shows: whether steps and result have the pipeline's bits, else the relative error.
 
     Args:
         inputs: makes the arguments of a call anew, generators included.

@@ -178,7 +178,7 @@ class Result:
 
     @property
     def where(self) -> str:
-        """Where it was measured, and from which commit."""
+        """Return where it was measured, and from which commit."""
         found = self.data.get("environment")
         given: Row = found if isinstance(found, dict) else {}
         threads = f", {given['threads']} threads" if given.get("threads") else ""

@@ -1,4 +1,4 @@
-"""What other samples of the same labels would have given, by resampling the ones there are."""
+"""Bootstrap of samples with the same labels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def resample(real: Tensor, features: Tensor, right: Tensor, rows: Tensor) -> Res
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where a curve reaches an accuracy.
+    """The point at which a curve reaches an accuracy.
 
     Attributes:
         below, above: neighbouring scales between which it does; share: of the way from one to the other.

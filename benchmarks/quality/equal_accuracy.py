@@ -38,7 +38,10 @@ class AtTarget:
 def at_target(
     measured: Measurement, curve: str, scales: Sequence[float], target: float, draw: int | None = None
 ) -> tuple[Crossing, float] | None:
-    """Where a curve reaches the target, and its Fréchet distance there: of the samples, or of one draw of them."""
+    """Return where a curve reaches the target, and its Fréchet distance there.
+
+    Of the samples, or of one draw of them.
+    """
     if draw is None:
         accuracy, distance = (measured.of(curve, scales, name) for name in ("accuracy", "frechet_distance"))
     else:

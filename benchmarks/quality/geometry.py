@@ -44,7 +44,7 @@ class Trace:
 
 @torch.inference_mode()
 def trace(network: Model, scale: float, start: Start, steps: int) -> list[Trace]:
-    """Of the predictions as the network makes them, in v."""
+    """Return the geometry of the predictions as the network makes them, in v."""
     rule, x = CFG(scale), start.noise
     labels = start.conditions("both", rule.conditions)
     found = []

@@ -26,7 +26,7 @@ __all__ = ["Measurement", "Point", "Settings", "share_error"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run depends on."""
+    """Settings that a run depends on."""
 
     samples: int = 240
     steps: int = 20
@@ -140,7 +140,7 @@ class Measurement:
         return self._done[key]
 
     def _key(self, curve: Curve, scale: float, bf16: bool) -> str:
-        """What the samples depend on, the code apart."""
+        """Return what the samples depend on, the code apart."""
         own = self.settings
         student = curve.who == "student"
         weights = self._student_weights if student else self._weights

@@ -35,7 +35,7 @@ def ddim(steps: int) -> Sampler:
 
 @dataclass(frozen=True)
 class Start:
-    """What samples are made from.
+    """The noise and labels that samples start from.
 
     Attributes:
         noise: ``[B, 3, 28, 28]``.

@@ -1,4 +1,4 @@
-"""From a graph to a plan, and when a plan has to be built again."""
+"""Plans: built from a graph, and built again when their inputs change."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ Denoise = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class DemoSampling:
-    """What sampling the demo through its graph gave.
+    """The result of sampling the demo through its graph.
 
     Attributes:
         difference: largest difference of a pixel ``[-1, 1]`` between the graph's images and eager torch's.

@@ -1,4 +1,4 @@
-"""Whether the written graph's dimensions are open and fixed where they should be, and their names."""
+"""Checks of a written graph's dimensions: open or fixed, and their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong, each with a message for a user."""
+"""Errors of the export, each with a message for a user."""
 
 from __future__ import annotations
 

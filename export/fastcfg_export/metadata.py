@@ -1,4 +1,4 @@
-"""What a graph says of itself, and the hashes of its files."""
+"""Metadata of graphs, and the hashes of their files."""
 
 from __future__ import annotations
 

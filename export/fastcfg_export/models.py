@@ -136,7 +136,7 @@ class _Following(torch.nn.Module):
         self.module, self.lora, self.scale = module, lora, scale
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module returns."""
+        """Return what the module returns."""
         self.lora.follow(kwargs[self.scale])
         return self.module(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""From a model and a rule to an ONNX file whose every open dimension is open."""
+"""Export of a model and a rule to ONNX, with every open dimension checked."""
 
 from __future__ import annotations
 

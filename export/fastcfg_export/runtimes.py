@@ -42,7 +42,7 @@ class TensorRT:
 
     @property
     def ahead_of_time(self) -> bool:
-        """Whether it builds for a GPU that is not there."""
+        """Return whether it builds for a GPU that is not there."""
         return self.name == "tensorrt_rtx"
 
     def build(

@@ -1,4 +1,4 @@
-"""What stands beside a plan and decides whether it is still good: ``NAME.plan.json``."""
+"""Sidecars of plans, ``NAME.plan.json``, which decide whether a plan is still valid."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Sidecar:
             raise SidecarError(f"plan: {plan.name} is not what its sidecar describes (another SHA-256); build it again")
 
     def changes(self, wanted: Mapping[str, Any]) -> list[str]:
-        """What differs from a request, in words; empty if the plan serves it.
+        """Return what differs from a request, in words; empty if the plan serves it.
 
         Args:
             wanted: some of this object's fields.

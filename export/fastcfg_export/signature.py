@@ -1,4 +1,4 @@
-"""What goes into a graph and comes out: names, dimensions, dtypes, and the sizes that it serves."""
+"""Signatures of graphs: names, dimensions, dtypes, and the sizes that they serve."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Axis:
 
     @property
     def fixed(self) -> bool:
-        """Whether there is only one size."""
+        """Return whether there is only one size."""
         return self.low == self.high
 
     def refusal(self, size: int) -> str | None:
@@ -189,7 +189,7 @@ class Signature:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Signature:
-        """What :meth:`to_dict` described.
+        """Return what :meth:`to_dict` described.
 
         Raises:
             ValueError: if it describes no signature.

@@ -1,4 +1,4 @@
-"""What a command line names: models, rules and sizes."""
+"""Models, rules and sizes that a command line names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a graph is valid and computes what the model does: ONNX's checker, and ONNX Runtime beside eager torch."""
+"""Verification of graphs: ONNX's checker, and ONNX Runtime beside eager torch."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Whether the difference is that of rounding."""
+        """Return whether the difference is that of rounding."""
         return math.isfinite(self.difference) and self.difference <= ALLOWED * max(self.control, 1.0)
 
 

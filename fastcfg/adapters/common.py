@@ -1,4 +1,4 @@
-"""What several adapters do with a rule and with a sampler's noise levels."""
+"""Helpers of several adapters: rules, and a sampler's noise levels."""
 
 from __future__ import annotations
 

@@ -32,12 +32,12 @@ def where(scheduler: Any) -> tuple[int, int] | None:
 
 
 def _condition(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What of a branch's arguments is its condition, and not the latent or the time."""
+    """Return what of a branch's arguments is its condition, and not the latent or the time."""
     return {name: value for name, value in (given or {}).items() if any(part in name for part in _CONDITION)}
 
 
 class EngineRun:
-    """What one pipeline remembers of a run: a state for each output of the model, and where the run is.
+    """Memory of one pipeline's run: a state for each output of the model, and where the run is.
 
     A run is a scheduler's timesteps as they were set once. A call whose step is not beyond that of the last one runs
     every branch: it is of a run that the pipeline's scheduler does not tell, as where requests are batched.

@@ -35,7 +35,7 @@ def _schedules(value: Any) -> Iterator[Schedule]:
 
 
 def _on_noise(schedule: Schedule) -> bool:
-    """Whether a schedule is told by the noise level alone."""
+    """Return whether a schedule is told by the noise level alone."""
     return isinstance(schedule, SigmaInterval) or (
         isinstance(schedule, OnAxis) and schedule.axis in ("sigma", "logsnr")
     )
@@ -178,7 +178,7 @@ class CFGDenoiser:
         self._last = sigma
 
     def _begins(self, sigma: Tensor, last: Tensor) -> bool:
-        """Whether a level begins a run, where it is above the last one.
+        """Return whether a level begins a run, where it is above the last one.
 
         Heun's and DPM-2's steps evaluate at two levels, and churn adds noise before a step: up to sqrt(2) of the level
         in k-diffusion. A run begins at the first of the sampler's levels, where they are known.
@@ -188,7 +188,7 @@ class CFGDenoiser:
         return bool((sigma > last * CHURN).any())
 
     def _step(self, guided: GuidedDenoiser, sigma: Tensor) -> tuple[int | None, int | None, float | None]:
-        """Where a noise level is in the run, for what changes; read from the device for that alone."""
+        """Return where a noise level is in the run, for what changes; read from the device for that alone."""
         rule = guided.rule
         if not rule.scheduled and guided.gate is None:
             return None, None, None

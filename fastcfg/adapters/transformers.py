@@ -107,7 +107,7 @@ class BatchedGuidanceLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
 
 
 def _is_batched(processor: Any) -> bool:
-    """Whether a processor halves a batch that its model doubled; transformers' own, or one named like it."""
+    """Return whether a processor halves a batch that its model doubled; transformers' own, or one named like it."""
     name = type(processor).__name__
     return name.endswith("ClassifierFreeGuidanceLogitsProcessor") and not name.startswith(("Unbatched", "Fused"))
 
@@ -227,7 +227,7 @@ class FusedClassifierFreeGuidanceLogitsProcessor(UnbatchedClassifierFreeGuidance
         return logits
 
     def _continues(self, input_ids: Tensor) -> bool:
-        """Whether a call is of the generation under way: a token further, or back at some that were accepted."""
+        """Return whether a call is of the generation under way: a token further, or back at some that were accepted."""
         seen, length = self._seen, input_ids.shape[1]
         if seen is None or seen.shape[0] != input_ids.shape[0] or not self._prompt < length <= seen.shape[1] + 1:
             return False

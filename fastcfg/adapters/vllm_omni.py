@@ -121,7 +121,7 @@ class FusedCFG:
         return self._run().predict(self.gate, names, given, predict, getattr(self, "scheduler", None), model)
 
     def _run(self) -> EngineRun:
-        """What this pipeline remembers of its run."""
+        """Return what this pipeline remembers of its run."""
         run: EngineRun = vars(self).setdefault("_fastcfg_run", EngineRun())
         return run
 
@@ -236,20 +236,20 @@ class FusedCFG:
         return at, memory
 
     def _momentum(self) -> EngineRun:
-        """What a rule remembers of the run, apart from what the gate does."""
+        """Return what a rule remembers of the run, apart from what the gate does."""
         run: EngineRun = vars(self).setdefault("_fastcfg_memory", EngineRun())
         run.begin(getattr(self, "scheduler", None))
         return run
 
 
 def _parallel() -> bool:
-    """Whether branches run on a rank each."""
+    """Return whether branches run on a rank each."""
     module = sys.modules.get(_MIXIN)
     return module is not None and module._get_cfg_world_size_or_one() > 1
 
 
 def _of(value: Any, i: int) -> Any:
-    """What belongs to an element: the value itself, or one of a tuple."""
+    """Return what belongs to an element: the value itself, or one of a tuple."""
     return value[i] if isinstance(value, tuple) else value
 
 

@@ -31,7 +31,7 @@ JUDGED = (1.0, 2.0, 3.0, 5.0, 7.5)
 
 @dataclass(frozen=True)
 class Options:
-    """What ``fastcfg distill`` is told besides the configuration.
+    """Options of ``fastcfg distill`` besides the configuration.
 
     Attributes:
         output: folder of the student, the state, the log and the report.

@@ -1,4 +1,4 @@
-"""What this machine has, and which backends can run on it and why not."""
+"""Facts about this machine: packages, devices, backends and why not."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def backends() -> list[Availability]:
 
 
 def exports() -> list[Availability]:
-    """What runs exported graphs and engines, and how far each has been executed."""
+    """Return what runs exported graphs and engines, and how far each has been executed."""
     installed = {name: _version(name) is not None for name in ("onnxruntime", "tensorrt-rtx", "tensorrt")}
     rows = [
         Availability(

@@ -33,7 +33,7 @@ REFERENCES: dict[str, Gate] = {
 
 @dataclass(frozen=True)
 class Job:
-    """What is tuned.
+    """The job of a search.
 
     Attributes:
         run: a whole run under a gate; None is the full guidance. rule: its guidance.

@@ -1,4 +1,4 @@
-"""What a pass of the model is run under: keyword arguments, and a model or a hook of its own."""
+"""Conditions of a pass: keyword arguments, and a model or a hook of its own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Conditions = Mapping[str, Mapping[str, Any] | Condition]
 
 
 def same_condition(a: Any, b: Any) -> bool:
-    """Whether two conditions are the same without looking at tensor values.
+    """Return whether two conditions are the same without looking at tensor values.
 
     Tensors are the same if they are one object or one view of the same memory (address, shape, strides, dtype); two
     copies of equal values are not. Mappings, lists and tuples are compared item by item, other values by ``==``.

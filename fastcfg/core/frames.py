@@ -83,7 +83,7 @@ def temporal_decay(
     kind: Literal["linear", "exponential"] = "linear",
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """From ``start`` at the first frame to ``end`` at the last: ``[F]`` in float32. A single frame has ``start``.
+    """Return scales from ``start`` at the first frame to ``end`` at the last: ``[F]`` in float32.
 
     Args:
         kind: equal differences (``"linear"``) or equal factors (``"exponential"``, which needs numbers above zero).
@@ -200,7 +200,10 @@ def guide_frames(
 
 @constant_when_traced
 def _multiplies_deltas(rule: Rule, parameter: str) -> bool:
-    """Whether a parameter is a factor of every delta and nothing else, as CFG's scale is: a map can take its place."""
+    """Return whether a parameter is a factor of every delta and nothing else, as CFG's scale is.
+
+    A map can take its place.
+    """
     own, _ = _programs(rule)
     if own.reduces or parameter not in own.params:
         return False
@@ -304,7 +307,7 @@ def _programs(rule: Rule) -> tuple[fk.Program, fk.Program | None]:
 
 
 def _reads(stages: Sequence[fk.Stage], prediction: str) -> bool:
-    """Whether modifiers may read a prediction; one that reads a delta would take it from another base here."""
+    """Return whether modifiers may read a prediction; one that reads a delta would take it from another base here."""
     read = False
     for stage in stages:
         arguments = [f"_{name}_" for name in inspect.signature(stage.fn).parameters]

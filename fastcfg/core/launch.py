@@ -1,4 +1,4 @@
-"""From a rule and named tensors to one call of the fused op."""
+"""Launch of a rule on named tensors, as one call of the fused op."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_names(rule: Rule, names: Sequence[str], predictions: Mapping[str, Any]
 
 
 def _meant(given: Sequence[str], rule: Rule, names: Sequence[str]) -> str:
-    """What names that are not known may have been meant for."""
+    """Return what names that are not known may have been meant for."""
     parameters = rule.lowered.params
     if own := [name for name in given if name in parameters]:
         return "; did you mean params={" + ", ".join(f"{name!r}: ..." for name in own) + "}?"

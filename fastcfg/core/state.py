@@ -1,4 +1,4 @@
-"""What a rule remembers between steps: explicit, and the caller's."""
+"""State of a rule between steps: explicit, and the caller's."""
 
 from __future__ import annotations
 

@@ -35,7 +35,10 @@ class Classifier(nn.Module):
         self.head = nn.Linear(4 * width, NUM_DIGITS + NUM_COLOURS)
 
     def pooled(self, x: Tensor) -> Tensor:
-        """What the heads see of images ``[B, 3, 28, 28]`` in [-1, 1]: ``[B, 4 * width]``, for quality metrics."""
+        """Return what the heads see of images ``[B, 3, 28, 28]`` in [-1, 1].
+
+        ``[B, 4 * width]``, for quality metrics.
+        """
         h = self.features(x)
         return torch.cat([h.mean((-2, -1)), h.amax((-2, -1))], dim=-1)
 

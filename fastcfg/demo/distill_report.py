@@ -1,4 +1,4 @@
-"""What a distillation on the demo's model gives, as tables and as a picture."""
+"""Report of a distillation on the demo's model, as tables and as a picture."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> Findings:
-    """What :func:`to_json` described."""
+    """Return what :func:`to_json` described."""
 
     def judged(row: Mapping[str, Any]) -> Judged:
         return Judged(**{**row, "teacher": Quality(**row["teacher"]), "student": Quality(**row["student"])})

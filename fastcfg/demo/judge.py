@@ -17,7 +17,7 @@ __all__ = ["Judge", "Look"]
 
 @dataclass(frozen=True)
 class Look:
-    """What the classifier sees in images.
+    """Features and labels that the classifier finds in images.
 
     Attributes:
         features: ``[B, D]``.
@@ -50,9 +50,9 @@ class Judge:
         return self.classifier.pooled(images.clamp(-1, 1).cpu())
 
     def look(self, images: Tensor) -> Look:
-        """What the classifier sees in images ``[B, 3, 28, 28]``."""
+        """Return what the classifier sees in images ``[B, 3, 28, 28]``."""
         return Look(self._features(images), *self.classifier.predict(images.cpu()))
 
     def quality(self, look: Look, digit: Tensor) -> Quality:
-        """Of images made for digits ``[B]``, beside the real ones."""
+        """Return the quality of images made for digits ``[B]``, beside the real ones."""
         return quality(self.reference, look.features, asked=digit.cpu(), seen=look.digit)

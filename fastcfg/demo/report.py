@@ -1,4 +1,4 @@
-"""What the demo found, as data, Markdown and JSON."""
+"""Results of the demo, as data, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .stock import Timing
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What the independent classifier recognises at one scale.
+    """Accuracy by the independent classifier at one scale.
 
     Attributes:
         scale: of CFG.
@@ -28,7 +28,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found and wrote.
+    """Results and files of the demo.
 
     Attributes:
         picture, table, data: the PNG, Markdown and JSON files.

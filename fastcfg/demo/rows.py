@@ -37,7 +37,7 @@ class Row:
 
     @property
     def overshoot(self) -> float:
-        """How far the pixels lie outside [-1, 1] on average, as a fraction of the range's half."""
+        """Return how far the pixels lie outside [-1, 1] on average, as a fraction of the range's half."""
         return (self.images.abs() - 1).clamp(min=0).mean().item()
 
 
@@ -109,7 +109,7 @@ def _imitation(
 
 
 def column_names() -> list[tuple[str, str]]:
-    """What each column asks for: a digit, and its colour in the rows that have one."""
+    """Return what each column asks for: a digit, and its colour in the rows that have one."""
     return [(str(digit), COLOUR_NAMES[digit % NUM_COLOURS]) for digit in range(NUM_DIGITS)]
 
 

@@ -169,7 +169,7 @@ class Trainer:
                 }
 
     def metadata(self) -> dict[str, Any]:
-        """What a reader of the trained weights should know."""
+        """Return what a reader of the trained weights should know."""
         return {
             "training": asdict(self.config),
             "steps": self.steps_done,

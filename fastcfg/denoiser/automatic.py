@@ -25,7 +25,7 @@ SHARE = 0.9
 
 
 def fits(activation: int, passes: int, free: int) -> bool:
-    """Whether a batch of passes fits free memory, in bytes, given what one pass takes besides the weights."""
+    """Return whether a batch of passes fits free memory, in bytes, given what one pass takes besides the weights."""
     return passes * activation <= SHARE * free
 
 

@@ -20,7 +20,7 @@ class Unbatchable(ValueError):
 
 
 class Padding:
-    """How sequences ``[B, L, ...]`` of unequal L share a batch: zeros at the end, and a mask that leaves them out.
+    """Padding of sequences ``[B, L, ...]`` of unequal L: zeros at the end, and a mask that leaves them out.
 
     Args:
         masks: for the name of each argument that is a sequence, the name of the argument that is its mask ``[B, L]``,
@@ -122,7 +122,7 @@ def _stack(key: str, values: Sequence[Any], batch: int) -> Any:
 
 
 def leaves_of(value: Any) -> Iterator[Any]:
-    """What an argument holds, with the names it has in mappings."""
+    """Return what an argument holds, with the names it has in mappings."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield key
@@ -144,7 +144,7 @@ class _Stacked(NamedTuple):
     arguments: dict[str, Any]
 
     def serves(self, passes: Sequence[Arguments], batch: int) -> bool:
-        """Whether these are the arguments of the passes, which hold the same objects, unwritten."""
+        """Return whether these are the arguments of the passes, which hold the same objects, unwritten."""
         if batch != self.batch or not all(t._version == count and _keeps(t) for t, count in self.writes):
             return False
         if self.flat is not None and len(self.flat) == len(passes):
@@ -156,7 +156,7 @@ class _Stacked(NamedTuple):
 
 
 class Buffers:
-    """What a batch of passes keeps from one step to the next: the model's input, and the conditions put together."""
+    """Buffers of a batch of passes: the model's input, and the conditions put together."""
 
     SETS = 4
     """Combinations of passes whose arguments are kept: a run has one or two."""
@@ -190,7 +190,7 @@ class Buffers:
         return found
 
     def inputs(self, x: Tensor, count: int) -> Tensor:
-        """x for each of ``count`` passes, ``[k*B, ...]``: copied into the buffer, or as it was offered."""
+        """X for each of ``count`` passes, ``[k*B, ...]``: copied into the buffer, or as it was offered."""
         if torch.is_grad_enabled() or not _keeps(x):  # A graph of gradients would hold what the next step writes.
             return x.repeat(count, *[1] * (x.dim() - 1))
         if self._offered is not None and self._offered[0] is x and self._offered[1].shape[0] >= count * x.shape[0]:
@@ -226,12 +226,12 @@ def _is_same(a: Any, b: Any) -> bool:
 
 
 def _keeps(tensor: Tensor) -> bool:
-    """Whether what is made of a tensor may outlive the step: no graph of any kind is being made of it."""
+    """Return whether what is made of a tensor may outlive the step: no graph of any kind is being made of it."""
     if torch.compiler.is_compiling() or (tensor.requires_grad and torch.is_grad_enabled()):
         return False
     return not capturing(tensor)
 
 
 def capturing(tensor: Tensor) -> bool:
-    """Whether a CUDA graph is being captured where the tensor is."""
+    """Return whether a CUDA graph is being captured where the tensor is."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

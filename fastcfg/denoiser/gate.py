@@ -1,4 +1,4 @@
-"""What a gate measures of a fresh delta: how far it has moved, how long it is, and the angle it stands for.
+"""Measures of a fresh delta for gates: drift, length and angle.
 
 The measures are stats of the delta, the delta before it and the conditional prediction, which one launch writes.
 Nothing waits for a device unless asked to: a measure that has not arrived at the next step is read at a later one.
@@ -32,7 +32,7 @@ _STATS = fk.compile_program(
 
 
 def measure_delta(new: Tensor, old: Tensor, cond: Tensor, merge: Merge | None = None) -> Tensor:
-    """How far a delta has moved, how long it is, and how near its two predictions are.
+    """Return how far a delta has moved, how long it is, and how near its two predictions are.
 
     Args:
         new, old, cond: ``[B, ...]`` of one shape and device; sums are in float32 (float64 for float64).

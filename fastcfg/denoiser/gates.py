@@ -85,21 +85,21 @@ class Gate:
 
     @property
     def measures(self) -> bool:
-        """Whether what it does depends on what is measured of the predictions."""
+        """Return whether what it does depends on what is measured of the predictions."""
         return self.drift is not None or self.ends
 
     @property
     def ends(self) -> bool:
-        """Whether it may end in ``cond`` alone."""
+        """Return whether it may end in ``cond`` alone."""
         return self.stop is not None or self.cosine is not None
 
     @property
     def whole(self) -> bool:
-        """Whether every pass is run at every step."""
+        """Return whether every pass is run at every step."""
         return replace(self, space=None, num_steps=None) in (Gate(), Gate(every=1), Gate(until=1.0))
 
     def due(self, step: int, num_steps: int | None, last: int, rate: float = float("inf")) -> bool:
-        """Whether a pass that was fresh at a step before is to be fresh again.
+        """Return whether a pass that was fresh at a step before is to be fresh again.
 
         Args:
             step: the step, from 0; num_steps: of the run; last: the step at which the pass was fresh.

@@ -55,7 +55,7 @@ def _key(name: str) -> str:
 
 
 class Origin:
-    """What a step's predictions are made from, and a remembered delta of it has to come from, too.
+    """Origin of a step's predictions; a remembered delta serves only the same one.
 
     Args:
         model: the model's name, which is saved with a state, or itself, which is not.
@@ -77,7 +77,7 @@ class Origin:
         return float(zlib.crc32(f"{name} {self.shape}".encode()))
 
     def seen(self, *names: str) -> _Seen:
-        """What is there to be compared with at a later step."""
+        """Return what is there to be compared with at a later step."""
         found = [self.conditions.get(name) for name in names]
         models = [self.model, *(c.model for c in found if isinstance(c, Condition) and c.model is not None)]
         return _Seen(models, [_snapshot(leaf) for one in found for leaf in _leaves_of(one)])
@@ -96,7 +96,10 @@ class _Seen:
         self.models, self.leaves = models, leaves
 
     def same(self, other: _Seen) -> bool:
-        """Whether nothing is another: tensors by identity and writes, and on a CPU by value where they are copies."""
+        """Return whether nothing is another.
+
+        Tensors by identity and writes, and on a CPU by value where they are copies.
+        """
         if len(self.models) != len(other.models) or len(self.leaves) != len(other.leaves):
             return False
         if any(a is not b and a != b for a, b in zip(self.models, other.models, strict=True)):
@@ -170,7 +173,7 @@ class Gating:
         return PassPlan(full.rule, fresh, full.sources, saved, main, recalled, begins)
 
     def _serves(self, name: str, main: str, state: State, step: int, origin: Origin) -> bool:
-        """Whether what is remembered of a prediction is of this run, model, shape and condition."""
+        """Return whether what is remembered of a prediction is of this run, model, shape and condition."""
         numbers = state.numbers
         last = numbers.get(_step(name))
         if last is None or _delta(name) not in state or step < max(last, numbers.get(AT, last)):

@@ -1,4 +1,4 @@
-"""What a guided step needs and what becomes of it: its passes, their guidance, the gate, the count."""
+"""A guided step: its passes, their guidance, the gate, the count."""
 
 from __future__ import annotations
 

@@ -12,14 +12,14 @@ __all__ = ["Inputs", "Layout"]
 
 
 class _Slot(NamedTuple):
-    """Where a tensor stands in the list; ``entry`` is the number's own place in it where it holds all numbers."""
+    """Place of a tensor in the list; ``entry`` is a number's own place where one tensor holds all numbers."""
 
     place: int
     entry: int = -1
 
 
 class Layout:
-    """How a list of tensors is put back into what it was taken from.
+    """Layout by which a list of tensors is put back into what it was taken from.
 
     Attributes:
         signature: equal and hashable for two layouts that one piece of code can serve: names, shapes, dtypes, devices,

@@ -13,7 +13,7 @@ __all__ = ["Busy", "one_thread"]
 
 
 class Busy(Protocol):
-    """What such an object has.
+    """An object that one thread at a time may use.
 
     Attributes:
         _busy: the thread that is in it, shared by all that share its buffers.

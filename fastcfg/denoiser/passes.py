@@ -56,7 +56,7 @@ class Pass(NamedTuple):
     take: Callable[[Any], Tensor] = prediction_of
 
     def given(self, kwargs: Mapping[str, Any]) -> Pass:
-        """The same pass with other keyword arguments. (``_replace`` can't be traced by ``torch.compile`` of 2.8.)"""
+        """Return the same pass with other keyword arguments; torch 2.8 can't trace ``_replace``."""
         return Pass(self.name, kwargs, self.model, self.context, self.take)
 
     def predict(self, x: Tensor, t: Any, names: str = "") -> Tensor:
@@ -93,7 +93,7 @@ def passes_of(
 
 @runtime_checkable
 class Executor(Protocol):
-    """How passes are executed."""
+    """An executor of passes."""
 
     def run(self, x: Tensor, t: Any, passes: Sequence[Pass]) -> dict[str, Tensor]:
         """The predictions of passes by name.

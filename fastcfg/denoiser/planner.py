@@ -1,4 +1,4 @@
-"""Which passes of the model a guided step needs, and what a run costs.
+"""Planner of the passes that a guided step needs, and of a run's cost.
 
 A rule names the predictions it combines. Fewer passes may do: a prediction whose weight is zero is not needed, and two
 predictions under the same condition are one. The plan is made from the rule's numbers and from the identity of what
@@ -52,12 +52,12 @@ class PassPlan:
 
     @property
     def ended(self) -> bool:
-        """Whether a gate has ended the guidance: the result is the conditional prediction."""
+        """Return whether a gate has ended the guidance: the result is the conditional prediction."""
         return any(reason == "stopped" for reason, _ in self.saved_by)
 
     @property
     def memory(self) -> tuple[Any, ...]:
-        """What of the gate is structure: equal for two plans that one piece of code can serve."""
+        """Return what of the gate is structure: equal for two plans that one piece of code can serve."""
         return self.main, tuple(name for name, _ in self.recalled), self.begins
 
     @property
@@ -67,12 +67,12 @@ class PassPlan:
 
     @property
     def count(self) -> int:
-        """How many passes."""
+        """Return how many passes."""
         return len(self.passes)
 
     @property
     def unguided(self) -> bool:
-        """Whether the result is the only pass itself, so that there is nothing to combine."""
+        """Return whether the result is the only pass itself, so that there is nothing to combine."""
         return isinstance(self.rule, Linear) and self.rule.weights == ((self.passes[0], 1.0),)
 
     def predictions(self, results: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -251,7 +251,7 @@ def _merge(rule: Rule, first: Mapping[str, str]) -> Rule:
 
 @dataclass(frozen=True)
 class RunCost:
-    """What a run of a sampler costs in passes of the model.
+    """Cost of a sampler's run in passes of the model.
 
     Attributes:
         passes: passes at each step.
@@ -268,7 +268,7 @@ class RunCost:
 
     @property
     def flops(self) -> float | None:
-        """passes x FLOPs, or None without ``flops_per_pass``. The combine itself is left out."""
+        """Passes x FLOPs, or None without ``flops_per_pass``. The combine itself is left out."""
         return None if self.flops_per_pass is None else self.nfe * self.flops_per_pass
 
     @property

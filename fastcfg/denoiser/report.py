@@ -1,4 +1,4 @@
-"""How many passes a run took, and why it took no more."""
+"""Reports of passes: run, and saved by reason."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Request:
 
     @property
     def done(self) -> bool:
-        """Whether all its steps are made."""
+        """Return whether all its steps are made."""
         return self.step >= self.num_steps
 
 

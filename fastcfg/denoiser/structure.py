@@ -1,4 +1,4 @@
-"""What two rules have in common if one piece of code, or one call, serves both."""
+"""Structure that two rules share if one piece of code, or one call, serves both."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Trial:
 
 @dataclass
 class Tuning:
-    """What a search found: its best gate, and every gate that it ran, in order."""
+    """Result of a search: its best gate, and every gate that it ran, in order."""
 
     best: Trial
     trials: list[Trial] = field(default_factory=list)
@@ -251,7 +251,7 @@ class _Search:
 
 
 class _Log:
-    """What has been run, in a file: a search that was interrupted goes on from it."""
+    """Log of gates that were run, in a file: a search that was interrupted goes on from it."""
 
     def __init__(self, path: Path | None, name: str) -> None:
         self._path, self._name = path, name

@@ -1,4 +1,4 @@
-"""What a student is: what its file says besides the weights."""
+"""Cards of students: the metadata of their files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Mode = Literal["full", "lora", "embedding"]
 
 @dataclass(frozen=True)
 class Card:
-    """What a student is, as its file says.
+    """The card of a student, as its file has it.
 
     Attributes:
         family, network: name of the network's family and its configuration, scale input included.

@@ -1,4 +1,4 @@
-"""How a student takes its scale: the convention as a value, and the modules for a network of one's own."""
+"""Scale inputs of students: the convention as a value, and modules for a network of one's own."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Convention:
         return "timestep_cond" if self.form == "lcm" else "guidance"
 
     def resolved(self, low: float, high: float) -> Tensor:
-        """Which features vary slowly over a range of scales, bool ``[dim]``.
+        """Return which features vary slowly over a range of scales, bool ``[dim]``.
 
         Of a value times 1000 most frequencies turn many times within the range, so that neighbouring scales have
         nothing of them in common. A student is trained without them. On the demo's model that matters little: after 200

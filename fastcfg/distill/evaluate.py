@@ -23,7 +23,7 @@ __all__ = ["Gap", "StepTime", "draw_start", "gap", "gaps", "step_time", "student
 
 @dataclass(frozen=True)
 class Gap:
-    """How far predictions are from the teacher's guided ones, at one scale.
+    """Distance of predictions from the teacher's guided ones, at one scale.
 
     All are relative errors ``sqrt(sum |a - b|^2 / sum |b|^2)``, b the teacher's.
 

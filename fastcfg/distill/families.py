@@ -29,7 +29,7 @@ class Family:
     name = ""
 
     def handles(self, network: nn.Module) -> bool:
-        """Whether the network is of this family."""
+        """Return whether the network is of this family."""
         raise NotImplementedError
 
     def call(self, network: nn.Module, x: Tensor, t: Tensor | float, **arguments: Any) -> Tensor:
@@ -65,7 +65,7 @@ class Family:
         return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
 
     def config(self, network: nn.Module) -> dict[str, Any]:
-        """What :meth:`build` makes an equal network from, as JSON-serialisable data."""
+        """Return what :meth:`build` makes an equal network from, as JSON-serialisable data."""
         raise NotImplementedError
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
@@ -74,7 +74,7 @@ class Family:
 
 
 class _Diffusers(Family):
-    """What diffusers' models have in common."""
+    """Base of the families of diffusers' models."""
 
     class_name = ""
 

@@ -46,7 +46,9 @@ class LoraConfig:
         object.__setattr__(self, "targets", tuple(self.targets))
 
     def strength(self, scale: Tensor) -> Tensor:
-        """What the adapter counts at guidance scales ``[B]``: ``sqrt((s - 1) / (full_at - 1))``, float32 ``[B]``.
+        """Return what the adapter counts at guidance scales ``[B]``.
+
+        ``sqrt((s - 1) / (full_at - 1))``, float32 ``[B]``.
 
         None at s = 1, where the student is then its teacher's conditional pass to the bit, and what training does at
         the larger scales costs the small ones little. Below 1 it is negative.

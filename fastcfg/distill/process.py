@@ -35,7 +35,7 @@ def level_at(scheduler: Any, t: float) -> float:
 
 
 def prediction_at(scheduler: Any, t: float) -> Prediction:
-    """What a model of this scheduler predicts at a time, for rules with a domain.
+    """Return what a model of this scheduler predicts at a time, for rules with a domain.
 
     Raises:
         ValueError: if the scheduler's ``prediction_type`` is unknown.

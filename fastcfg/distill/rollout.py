@@ -1,4 +1,4 @@
-"""What a student learns from: the teacher's own trajectories, or noised data."""
+"""Training examples: the teacher's own trajectories, or noised data."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def trajectories(task: Task, count: int, scale: Tensor, num_steps: int, generato
 
 @torch.no_grad()
 def conditional_at_one(task: Task, num_steps: int = 4, seed: int = 0) -> bool:
-    """Whether the teacher at guidance scale 1 is its conditional pass, to 1 % along a short trajectory.
+    """Return whether the teacher at guidance scale 1 is its conditional pass, to 1 % along a short trajectory.
 
     It is with CFG; with a negative prompt or a perturbed pass of a scale of its own it is not.
     """

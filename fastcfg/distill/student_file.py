@@ -19,7 +19,7 @@ __all__ = ["attach", "load_student", "save_student"]
 
 
 def _tensors(network: nn.Module, card: Card, lora: Lora | None) -> dict[str, Tensor]:
-    """What makes a student besides its teacher, by the names in its file."""
+    """Return what makes a student besides its teacher, by the names in its file."""
     if card.mode == "full":
         return dict(network.state_dict())
     prefix = family_named(card.family).scale_module(network) + "."

@@ -1,4 +1,4 @@
-"""What is distilled: a guided teacher, its process, and what it is given to denoise."""
+"""Tasks of distillation: a guided teacher, its process, and what it denoises."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Task:
 
     @property
     def stateful(self) -> bool:
-        """Whether the rule remembers earlier steps, so that it has targets on trajectories only."""
+        """Return whether the rule remembers earlier steps, so that it has targets on trajectories only."""
         lowered = self.teacher.rule.lowered
         return bool(lowered.extras or lowered.updates)
 

@@ -190,7 +190,7 @@ class Distiller:
         return value
 
     def card(self) -> Card:
-        """What the student will say of itself."""
+        """Return what the student will say of itself."""
         config, rule = self.config, self.task.teacher.rule
         return Card(
             family=self.family.name,

@@ -64,7 +64,7 @@ def normalized_attention_guidance(
 
 
 def attention_mask(attention: Any, size: tuple[int, int], *, threshold: float = 1.0) -> Tensor:
-    """Where a self-attention map puts more than its share: ``sum over queries of mean over heads > threshold``.
+    """Return where a self-attention map puts more than its share: ``sum over queries of mean over heads > threshold``.
 
     Args:
         attention: probabilities ``[B, heads, N, N]`` (queries, then keys) of the unconditional pass.

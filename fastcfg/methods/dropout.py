@@ -60,7 +60,7 @@ class ConditionDropout:
         return tuple(name for name, _ in self.alone)
 
     def rate(self, name: str) -> float:
-        """How often a condition is dropped, alone or with the others.
+        """Return how often a condition is dropped, alone or with the others.
 
         Raises:
             ValueError: if there is no such condition.
@@ -78,7 +78,7 @@ class ConditionDropout:
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> dict[str, Tensor]:
-        """Which samples drop which conditions: bools ``[batch]`` by name, on ``device``.
+        """Return which samples drop which conditions: bools ``[batch]`` by name, on ``device``.
 
         Before ``start`` nothing is dropped and nothing is drawn.
 

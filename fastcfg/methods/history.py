@@ -43,7 +43,7 @@ NoiseSchedule = Literal["flow", "cosine"] | Callable[[Tensor], tuple[Tensor, Ten
 
 @dataclass(frozen=True)
 class HistoryTask:
-    """Which frames of a video are known.
+    """The known frames of a video.
 
     Attributes:
         num_frames: F.
@@ -100,7 +100,7 @@ class HistoryTask:
 
 @dataclass(frozen=True)
 class HistoryView:
-    """What one pass sees of the history.
+    """The history as one pass sees it.
 
     Attributes:
         frames: numbers of the known frames that are seen; None is all of them. The others are at level 1.
@@ -226,7 +226,7 @@ def history_views(
     level: float | tuple[float, ...] = 0.5,
     bands: Sequence[tuple[HistoryView, HistoryView]] | None = None,
 ) -> dict[str, HistoryView]:
-    """What each condition of a rule sees of the history.
+    """Return what each condition of a rule sees of the history.
 
     Args:
         parts: for ``kind="temporal"``, one view for each scale (subsets, levels).

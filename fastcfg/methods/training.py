@@ -1,4 +1,4 @@
-"""What training loops share: the course of the learning rate, and the error of one that diverged."""
+"""Parts of training loops: the course of the learning rate, and the error of one that diverged."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ __all__ = ["Quality", "Reference", "frechet_distance", "quality", "spread_within
 
 @dataclass(frozen=True)
 class Quality:
-    """How good and how diverse a set of samples is.
+    """Quality and diversity of a set of samples.
 
     Attributes:
         accuracy: share of the samples that the classifier recognises as the class asked for; NaN without labels.

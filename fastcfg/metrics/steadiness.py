@@ -1,4 +1,4 @@
-"""How steady a video is: flicker, jitter and aliasing of its frames.
+"""Steadiness of a video: flicker, jitter and aliasing of its frames.
 
 Videos are ``[B, C, F, H, W]`` (``frame_dim=2``) or ``[B, F, C, H, W]`` (``frame_dim=1``); any tensor with a frame
 dimension will do.

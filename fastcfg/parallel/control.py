@@ -1,4 +1,4 @@
-"""What ranks tell each other before they exchange tensors, so that a fault is an error on all of them and no hang."""
+"""Messages of ranks before they exchange tensors, so that a fault is an error on all of them and no hang."""
 
 from __future__ import annotations
 

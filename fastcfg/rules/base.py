@@ -1,4 +1,4 @@
-"""What a guidance rule is: a frozen, hashable, serialisable value with one formula."""
+"""Guidance rules: frozen, hashable, serialisable values with one formula."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def _then_prepare(check: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 class _Form:
-    """What rules of one class and :meth:`Rule.lowers_like` share: everything but the values of their parameters."""
+    """Form that rules of one class and :meth:`Rule.lowers_like` share: all but their parameters' values."""
 
     def __init__(self, rule: Rule) -> None:
         self._names = rule.program.params
@@ -277,7 +277,7 @@ class Rule:
         raise NotImplementedError
 
     def lowers_like(self) -> Hashable | None:
-        """What :meth:`lower` depends on but for its parameters' values, so that rules of a form share a program.
+        """Return what :meth:`lower` depends on but for its parameters' values, so that rules of a form share a program.
 
         A rule that is made anew at every step gets by with a look-up then. Its program's parameters are fields of the
         same names. None, the default, lowers each rule by itself, as a rule with schedules has to be.
@@ -286,7 +286,7 @@ class Rule:
 
     @property
     def prepares(self) -> bool:
-        """Whether the formula reads tensors that :meth:`prepare` makes of the predictions."""
+        """Return whether the formula reads tensors that :meth:`prepare` makes of the predictions."""
         inner = getattr(self, "rule", None)
         return isinstance(inner, Rule) and inner.prepares
 
@@ -313,7 +313,7 @@ class Rule:
 
     @kept_property
     def plain(self) -> bool:
-        """Whether to guide is to run the program on the predictions and the rule's numbers, and nothing else."""
+        """Return whether to guide is to run the program on the predictions and the rule's numbers, and nothing else."""
         low = self.lowered
         return self.numbers is not None and not (
             self.prepares or low.dims or low.extras or low.updates or low.domain is not None
@@ -341,7 +341,7 @@ class Rule:
 
     @property
     def scheduled(self) -> bool:
-        """Whether any parameter is a schedule still to be resolved by :meth:`at`."""
+        """Return whether any parameter is a schedule still to be resolved by :meth:`at`."""
         return self._holds_schedules()
 
     def _holds_schedules(self) -> bool:

@@ -76,7 +76,7 @@ class Preset:
         return CFG(number("scale", chosen), base=self.base)
 
     def advice(self, scale: float) -> tuple[str, ...]:
-        """What to know about a scale for this model; empty if there is nothing."""
+        """Return what to know about a scale for this model; empty if there is nothing."""
         scale = number("scale", scale)
         found = []
         if self.low is not None and self.high is not None and not self.low <= scale <= self.high:

@@ -42,7 +42,7 @@ def _check_dims(dims: Any) -> Dims:
 
 
 def apg_limit(dot_d_d: Any, norm_threshold: Any) -> Any:
-    """What brings d to the threshold's norm where it is longer."""
+    """Return what brings d to the threshold's norm where it is longer."""
     return where(norm_threshold > 0.0, minimum(1.0, norm_threshold / sqrt(dot_d_d)), 1.0)
 
 

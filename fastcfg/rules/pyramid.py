@@ -126,7 +126,7 @@ def gaussian_pyramid(x: Tensor, levels: int) -> list[Tensor]:
 
 
 def laplacian_pyramid(x: Tensor, levels: int) -> list[Tensor]:
-    """``levels - 1`` bands, the highest frequencies first, and the rest: ``[..., H, W]``, ``[..., H/2, W/2]``, …"""
+    """Return ``levels - 1`` bands, the highest frequencies first, and the rest; each has half the size of the last."""
     gaussian = gaussian_pyramid(x, levels)
     bands = [fine - pyramid_up(coarse) for fine, coarse in pairwise(gaussian)]
     return [*bands, gaussian[-1]]

@@ -59,7 +59,7 @@ class Solver:
 
     @property
     def keeps_x0(self) -> bool:
-        """Whether a step reads the clean sample of the step before."""
+        """Return whether a step reads the clean sample of the step before."""
         return False
 
     def weights(self, levels: Sequence[tuple[Level, Level]], index: int) -> tuple[float, float, float, float]:

@@ -60,7 +60,7 @@ class Step:
 
     @property
     def keeps_x0(self) -> bool:
-        """Whether the next step reads this one's clean sample."""
+        """Return whether the next step reads this one's clean sample."""
         return self.previous_x0 is not None
 
     def first_order(self) -> Step:

@@ -1,4 +1,4 @@
-"""What the fused op takes, and errors that name what it does not."""
+"""Checks of the fused op's arguments, with errors that name them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ def check_out(out: Tensor, first: Tensor) -> None:
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:
-    """Whether two elements may lie in one place: each dimension has to step over all that the smaller steps reach."""
+    """Return whether two elements may lie in one place.
+
+    Each dimension has to step over all that the smaller steps reach.
+    """
     reach = 0
     for step, size in sorted((abs(s), n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
         if step <= reach:

@@ -40,7 +40,7 @@ class Groups:
 
     @property
     def number(self) -> int:
-        """How many groups there are."""
+        """Return how many groups there are."""
         return math.prod(self._shape) // max(self._count, 1)
 
     def rows(self, tensor: Tensor) -> Tensor:

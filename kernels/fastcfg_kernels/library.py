@@ -33,7 +33,7 @@ _library.define(  # type: ignore[no-untyped-call]
 
 @constant_when_traced
 def wanted(is_lerp: bool, device: str, backend: str | None = None) -> bool:
-    """Whether a graph for a device should hold the op: on a GPU, for what is not one ``torch.lerp`` anyway.
+    """Return whether a graph for a device should hold the op: on a GPU, for what is not one ``torch.lerp`` anyway.
 
     Args:
         backend: as a caller gives it; by default the environment variable ``FASTCFG_BACKEND`` says.
@@ -94,7 +94,7 @@ def _call(
     strategy: Any = None,
     native: bool = True,
 ) -> Call:
-    """What the op was given as a call; a trace has checked it."""
+    """Return what the op was given as a call; a trace has checked it."""
     of = IN_GRAPHS[program]
     end = len(of.predictions) + len(of.extras)
     groups = None if dims is None else Groups(inputs[0].shape, dims)

@@ -1,4 +1,4 @@
-"""Whether native code may touch tensors' memory, and which tensors share theirs."""
+"""Checks of tensors' memory: may native code touch it, and is it shared."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def _mode_of(path: Path) -> int | None:
 
 @contextlib.contextmanager
 def errors_name(path: Path) -> Iterator[None]:
-    """What can't be written (a full disk, say) is said of ``path``, not of a partial file or of none."""
+    """Return what can't be written (a full disk, say) is said of ``path``, not of a partial file or of none."""
     try:
         yield
     except OSError as error:

@@ -38,7 +38,7 @@ _local = threading.local()
 
 
 def on() -> bool:
-    """Whether a call is to be compared."""
+    """Return whether a call is to be compared."""
     return _mode != "off" and not getattr(_local, "paused", False)
 
 

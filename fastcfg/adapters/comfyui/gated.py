@@ -27,7 +27,7 @@ _ANY = Linear((("cond", 1.0),))
 
 
 def needs_all(options: Mapping[str, Any]) -> bool:
-    """Whether a node that is not ours has declared that it needs both passes of every step."""
+    """Return whether a node that is not ours has declared that it needs both passes of every step."""
     return options.get(FLAG, False) is True
 
 
@@ -80,7 +80,7 @@ class GatedCall:
 
 
 def _active(cond: Any, sigma: Tensor) -> Iterator[Any]:
-    """What identifies the parts of a condition that act at a noise level."""
+    """Return what identifies the parts of a condition that act at a noise level."""
     for part in cond or ():
         start, end = part.get("timestep_start"), part.get("timestep_end")
         if (start is not None and float(sigma[0]) > start) or (end is not None and float(sigma[0]) < end):

@@ -34,7 +34,7 @@ def comfy(name: str) -> Any:
 
 
 def inside(recipe: Recipe, sigma: Tensor) -> bool:
-    """Whether a noise level is in the recipe's window."""
+    """Return whether a noise level is in the recipe's window."""
     if recipe.window is None:
         return True
     low, high = recipe.window

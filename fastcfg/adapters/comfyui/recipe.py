@@ -1,4 +1,4 @@
-"""What a chain of guidance nodes adds up to: a rule of the run's CFG value, and modifiers of its result."""
+"""Recipes: the rule and modifiers that a chain of guidance nodes adds up to."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Modifier:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to guide at each step.
+    """The guidance of each step.
 
     Attributes:
         base: the rule for a scale, which is the sampler's CFG value or what a schedule makes of it.
@@ -78,7 +78,7 @@ def with_base(recipe: Recipe, other: Recipe) -> Recipe:
 
 @lru_cache(maxsize=256)
 def scheduled(recipe: Recipe, scale: float) -> bool:
-    """Whether a recipe's rule changes by step."""
+    """Return whether a recipe's rule changes by step."""
     return recipe.base(scale if recipe.schedule is None else recipe.schedule).scheduled
 
 

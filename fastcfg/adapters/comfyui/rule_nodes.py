@@ -49,7 +49,7 @@ def zero_star_of_noise(dot_d_uncond_d_uncond: Any, dot_d_uncond_d_cond: Any, sca
 
 @dataclass(frozen=True)
 class ComfyZeroStar(Rule, register=False):
-    """What ComfyUI's CFGZeroStar computes: the factor of the noise predictions, put on the clean samples.
+    """ComfyUI's CFGZeroStar: the factor of the noise predictions, put on the clean samples.
 
     CFG-Zero* puts it on the velocity it was measured on; the two differ by ``(1 - scale) (1 - alpha) x``.
     """

@@ -1,4 +1,4 @@
-"""What a sampling run remembers, by guidance node.
+"""Memory of a sampling run, by guidance node.
 
 It lies in the run's own ``model_options``, by reference: a shallow or nested copy of them during the run finds it, the
 next run and other clones of the model do not.
@@ -22,7 +22,7 @@ KEY = "fastcfg"
 
 @dataclass
 class Memory:
-    """What one node carries from call to call.
+    """The state that one node carries from call to call.
 
     Attributes:
         state: momentum and the like; gate: what a gate remembers.
@@ -74,7 +74,7 @@ class _Run:
 
 
 def memory_of(owner: object, model_options: MutableMapping[str, Any]) -> Memory:
-    """What ``owner`` remembers of the run whose options these are."""
+    """Return what ``owner`` remembers of the run whose options these are."""
     run = model_options.get(KEY)
     if not isinstance(run, _Run):
         run = model_options[KEY] = _Run()

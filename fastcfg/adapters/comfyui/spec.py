@@ -89,7 +89,7 @@ class Node:
 
     @property
     def category(self) -> str:
-        """Where the menu has it."""
+        """Return where the menu has it."""
         return f"{CATEGORY}/{'guiders' if self.output == 'GUIDER' else 'guidance'}"
 
 

@@ -82,7 +82,7 @@ def _arguments_now(guider: BaseGuidance) -> dict[str, Any]:
 
 @dataclass
 class FuseReport:
-    """What :func:`fuse` did to a pipeline. As a context manager it undoes it on leaving.
+    """Report of what :func:`fuse` did to a pipeline. As a context manager it undoes it on leaving.
 
     Attributes:
         pipe: the pipeline.

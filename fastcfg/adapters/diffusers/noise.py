@@ -1,4 +1,4 @@
-"""Where a pipeline's run is: the step, and what its scheduler says of the noise level there.
+"""Steps of a pipeline's run, and their noise levels by its scheduler.
 
 A sample is ``alpha * x0 + sigma * eps`` as the model gets it, and what the scheduler's ``step`` gets is
 ``sign`` times a prediction of some kind. One description of that for each class of scheduler; a class that is not
@@ -152,7 +152,7 @@ class SchedulerLevels:
 
     @property
     def flow(self) -> bool:
-        """Whether the scheduler is one of flow matching, whose sigma is the time from 0 to 1."""
+        """Return whether the scheduler is one of flow matching, whose sigma is the time from 0 to 1."""
         config = self.scheduler.config
         by_config = config.get("prediction_type") == "flow_prediction" or bool(config.get("use_flow_sigmas"))
         return _family(self.scheduler) == "flow" or by_config
@@ -175,7 +175,9 @@ class SchedulerLevels:
         return -1 if family == "flow" and config.get("invert_sigmas") else 1
 
     def prediction(self) -> Prediction:
-        """What the model predicts, at the level of :meth:`model_sample`; :attr:`sign` times it is what is handed over.
+        """Return what the model predicts, at the level of :meth:`model_sample`.
+
+        :attr:`sign` times it is what is handed over.
 
         Raises:
             ValueError: for a scheduler that is not described here, or whose model is none of eps, v, x0 and flow.

@@ -194,7 +194,7 @@ Helpers = list[tuple[Callable[..., Any], Callable[..., Any]]]
 
 
 def _scope(fn: FunctionType) -> tuple[dict[str, Any], dict[str, float], Helpers]:
-    """What a function names: all of it by name, the numbers among it, and helpers with what they were before."""
+    """Return what a function names: all of it by name, the numbers among it, and helpers with what they were before."""
     scope: dict[str, Any] = {}
     numbers: dict[str, float] = {}
     helpers: Helpers = []

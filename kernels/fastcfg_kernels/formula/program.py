@@ -1,4 +1,4 @@
-"""From named formulas to a program: which sums a guidance needs, and one function from sums to weights.
+"""Programs: the sums that named formulas need, and one function from sums to weights.
 
 A **formula** is a plain Python function of scalars. Its argument names say what it needs:
 
@@ -147,17 +147,17 @@ class Program:
 
     @kept_property
     def results(self) -> int:
-        """What a call gives: the step's rows or the guided prediction, and then the other outputs."""
+        """Return what a call gives: the step's rows or the guided prediction, and then the other outputs."""
         return (self.rows or 1) + self.outputs - 1
 
     @kept_property
     def reduces(self) -> bool:
-        """Whether any sum over the elements is needed."""
+        """Return whether any sum over the elements is needed."""
         return bool(self.pairs or self.means)
 
     @kept_property
     def is_lerp(self) -> bool:
-        """Whether it can be one ``torch.lerp``: two predictions, no sums, no clamp."""
+        """Return whether it can be one ``torch.lerp``: two predictions, no sums, no clamp."""
         return (
             len(self.predictions) == 2
             and not self.extras
@@ -170,7 +170,7 @@ class Program:
 
     @kept_property
     def short(self) -> bool:
-        """Whether it takes predictions and parameters alone, and gives the guided prediction alone."""
+        """Return whether it takes predictions and parameters alone, and gives the guided prediction alone."""
         special = self.scaled or self.masked or self.affine or self.rows or self.stats or self.extras
         return self.outputs == 1 and not special
 
@@ -210,7 +210,7 @@ def _build(
 
 
 def _returned(stage: Stage, weights: int) -> int | None:
-    """How many values a stage's formula returns; None is a single one, and no tuple."""
+    """Return how many values a stage's formula returns; None is a single one, and no tuple."""
     rows = stage.rows * (1 + len(stage.reads))
     return {"weights": weights, "factor": None, "clamp": 2, "step": rows}[stage.kind]
 

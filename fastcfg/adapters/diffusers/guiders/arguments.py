@@ -1,4 +1,4 @@
-"""What the fused guiders take and give: scales of several kinds, JSON configs, an output."""
+"""Arguments and outputs of the fused guiders: scales of several kinds, JSON configs."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def plain(value: Any) -> Any:
 
 
 def initialiser(parent: Callable[..., None], scales: Mapping[str, str], eager: bool) -> Callable[..., None]:
-    """diffusers' ``__init__`` for the same arguments, with scales of more kinds, ``gate`` and, maybe, ``numerics``."""
+    """Diffusers' ``__init__`` for the same arguments, with scales of more kinds, ``gate`` and, maybe, ``numerics``."""
     signature = inspect.signature(parent)
 
     @functools.wraps(parent)

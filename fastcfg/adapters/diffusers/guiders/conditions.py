@@ -42,7 +42,7 @@ def _places(conditions: Sequence[str], main: str) -> dict[str, int]:
 
 
 class ConditionGuider(SwitchGuider, wrap=False):
-    """What the guiders by any rule share.
+    """Base of the guiders that take any rule.
 
     The prediction ``cond`` (else ``cond_1``, else the last) is diffusers' ``pred_cond``; every other is called
     ``pred_`` and its name. Model inputs come as a pipeline's tuples give them: place 0 is the main condition, 1 the
@@ -64,7 +64,7 @@ class ConditionGuider(SwitchGuider, wrap=False):
     scheduler: Any = None
 
     def _open(self, conditions: Sequence[str], start: float, stop: float, enabled: bool) -> None:
-        """diffusers' own part of the initialisation."""
+        """Diffusers' own part of the initialisation."""
         main = _main(conditions)
         self._reference = main
         self._place_of = _places(conditions, main)
@@ -114,7 +114,7 @@ class ConditionGuider(SwitchGuider, wrap=False):
         return Linear(((self._reference, 1.0),))
 
     def _unresolved(self) -> bool:
-        """Whether the rule or its rescale changes over a run and the step is not known."""
+        """Return whether the rule or its rescale changes over a run and the step is not known."""
         changes = self._whole().scheduled or isinstance(self.guidance_rescale, Schedule)
         return self._at() is None and changes
 

@@ -1,4 +1,4 @@
-"""What the fused guiders share: a rule for the step, the passes it needs, its memory, and the call."""
+"""Base of the fused guiders: a rule for the step, the passes it needs, its memory, and the call."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Call", "FusedGuider"]
 
 @dataclass(frozen=True)
 class Call:
-    """What a guider does at one step.
+    """One step's guidance.
 
     Attributes:
         passes: the guider's name of each prediction, and its place in a tuple of model inputs.
@@ -141,7 +141,7 @@ class FusedGuider(StepGuider):
 
     @property
     def state(self) -> State:
-        """What is carried between steps (a momentum, a cached delta): one for each run."""
+        """Return what is carried between steps (a momentum, a cached delta): one for each run."""
         return self._state
 
     def _make(self) -> Call:
@@ -173,12 +173,12 @@ class FusedGuider(StepGuider):
         return float(self._value("guidance_rescale"))
 
     def _unresolved(self) -> bool:
-        """Whether a scale changes over a run and the step is not known."""
+        """Return whether a scale changes over a run and the step is not known."""
         names = ("guidance_rescale", *self._scales.values())
         return self._at() is None and any(isinstance(getattr(self, name), Schedule) for name in names)
 
     def _key(self) -> tuple[Any, ...] | None:
-        """What a call depends on, besides the attributes."""
+        """Return what a call depends on, besides the attributes."""
         return self._at()
 
     def _refresh(self) -> None:
@@ -272,7 +272,7 @@ class FusedGuider(StepGuider):
         return guide(call.rule, **given | self._space(call.rule, like) | dict(predictions))
 
     def _space(self, rule: Rule, like: Tensor) -> dict[str, Any]:
-        """What the call says of the space that the predictions are in, where the rule asks."""
+        """Return what the call says of the space that the predictions are in, where the rule asks."""
         return {}
 
     def _place(self, name: str, value: Tensor, like: Tensor) -> Tensor:
@@ -288,7 +288,10 @@ class FusedGuider(StepGuider):
     # --- diffusers' interface -----------------------------------------------------------------------------------------
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
-        """Where the sampler is; a step that does not follow the last one begins a run, which forgets the memory."""
+        """Return where the sampler is.
+
+        A step that does not follow the last one begins a run, which forgets the memory.
+        """
         begins = self._begins(step)
         self._inputs = {} if begins else self._inputs
         super().set_state(step, num_inference_steps, timestep)
@@ -298,7 +301,7 @@ class FusedGuider(StepGuider):
         self._refresh()
 
     def get_state(self) -> dict[str, Any]:
-        """diffusers' state variables and what is remembered between steps."""
+        """Diffusers' state variables and what is remembered between steps."""
         state: dict[str, Any] = super().get_state()
         return state | {"memory": self._state}
 
@@ -363,6 +366,6 @@ class FusedGuider(StepGuider):
 
     @property
     def is_conditional(self) -> bool:
-        """Whether the pass under way (counted by ``prepare_models``) runs with the conditional inputs."""
+        """Return whether the pass under way (counted by ``prepare_models``) runs with the conditional inputs."""
         passes = self._now().passes
         return 0 < self._count_prepared <= len(passes) and passes[self._count_prepared - 1][1] == 0

@@ -102,7 +102,7 @@ class LayerSwitch:
 
     @property
     def on(self) -> bool:
-        """Whether the layers are weak."""
+        """Return whether the layers are weak."""
         return self._flag.on
 
     @on.setter
@@ -159,7 +159,7 @@ class LayerSwitch:
 
 
 def skipped_layers(denoiser: nn.Module, config: Any) -> Iterator[tuple[nn.Module, Weak]]:
-    """What diffusers' ``LayerSkipConfig`` says to skip, with what a layer gives instead.
+    """Return what diffusers' ``LayerSkipConfig`` says to skip, with what a layer gives instead.
 
     Attention scores are skipped for any processor: diffusers looks the processor up among those that it knows, which
     Wan's default is not, though skipping the scores takes nothing from there.
@@ -197,7 +197,7 @@ def _dropped(dropout: float, instead: Any) -> Weak:
 
 
 def _unattended(module: nn.Module) -> Any:
-    """What a skipped attention gives: by diffusers' list of processors, else its input."""
+    """Return what a skipped attention gives: by diffusers' list of processors, else its input."""
     try:
         known = AttentionProcessorRegistry.get(type(module.processor)).skip_processor_output_fn
     except ValueError:

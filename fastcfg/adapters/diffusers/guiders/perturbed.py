@@ -210,15 +210,15 @@ class FusedLTX2Guidance(
         return bool(self._enabled) and self._within(self._start, self._stop) and not self._is_at(name, neutral)
 
     def is_cfg_enabled(self) -> bool:
-        """Whether the unconditional pass is run."""
+        """Return whether the unconditional pass is run."""
         return self._on("guidance_scale", 1.0)
 
     def is_stg_enabled(self) -> bool:
-        """Whether the spatio-temporally perturbed pass is run."""
+        """Return whether the spatio-temporally perturbed pass is run."""
         return self._on("stg_scale", 0.0)
 
     def is_modality_enabled(self) -> bool:
-        """Whether the pass without the other modality is run."""
+        """Return whether the pass without the other modality is run."""
         return self._on("modality_scale", 1.0)
 
     def _guided(self) -> bool:

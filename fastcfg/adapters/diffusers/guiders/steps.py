@@ -1,4 +1,4 @@
-"""Where a guider is in a run, and what its scales are there."""
+"""Steps of a guider's run, and its scales there."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StepGuider(BaseGuidance):
         return min(step, count - 1), count
 
     def _within(self, start: float, stop: float, strict: bool = False) -> bool:
-        """diffusers' windows: ``int(start * N) <= step < int(stop * N)``, or ``<`` on both sides."""
+        """Diffusers' windows: ``int(start * N) <= step < int(stop * N)``, or ``<`` on both sides."""
         at = self._at()
         if at is None:
             return True
@@ -66,7 +66,7 @@ class StepGuider(BaseGuidance):
         return value  # type: ignore[no-any-return]
 
     def _is_at(self, name: str, neutral: float) -> bool:
-        """Whether a scale leaves its term out. One that changes does not, while the step is not known."""
+        """Return whether a scale leaves its term out. One that changes does not, while the step is not known."""
         value = getattr(self, name)
         if isinstance(value, Tensor | list | tuple) or (isinstance(value, Schedule) and self._at() is None):
             return False
@@ -78,6 +78,6 @@ class StepGuider(BaseGuidance):
         return on and not self._is_at("guidance_scale", neutral)
 
     def _begins(self, step: int) -> bool:
-        """Whether a step begins a run: it does not follow the last one."""
+        """Return whether a step begins a run: it does not follow the last one."""
         at = self._at()
         return step == 0 or at is None or step < at[0] or (self._served and at[0] >= at[1] - 1)

@@ -11,7 +11,7 @@ __all__ = ["SwitchGuider"]
 
 
 class SwitchGuider(FusedGuider, wrap=False):
-    """What guiders with a weak pass share: one :class:`.LayerSwitch` for a model, put in for the length of a run."""
+    """Base of guiders with a weak pass: one :class:`.LayerSwitch` for a model, put in for the length of a run."""
 
     _switch: LayerSwitch | None = None
 
@@ -20,11 +20,11 @@ class SwitchGuider(FusedGuider, wrap=False):
         raise NotImplementedError
 
     def _is_weak(self, name: str) -> bool:
-        """Whether a pass, by the guider's name of its prediction, is the weak one."""
+        """Return whether a pass, by the guider's name of its prediction, is the weak one."""
         raise NotImplementedError
 
     def _weakens(self) -> bool:
-        """Whether a run may have a weak pass."""
+        """Return whether a run may have a weak pass."""
         return True
 
     def prepare_models(self, denoiser: torch.nn.Module) -> None:

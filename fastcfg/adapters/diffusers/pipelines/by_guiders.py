@@ -19,7 +19,7 @@ __all__ = ["GuiderRun", "guided_by_guiders"]
 
 
 class GuiderRun:
-    """What :func:`guided` yields for a pipeline with guiders; of several the one that was used last tells.
+    """The run that :func:`guided` yields for a pipeline with guiders; of several the one used last tells.
 
     Attributes:
         guiders: by component.
@@ -34,7 +34,7 @@ class GuiderRun:
 
     @property
     def state(self) -> State:
-        """What the rule carries from step to step."""
+        """Return what the rule carries from step to step."""
         return self._used.state
 
     @property

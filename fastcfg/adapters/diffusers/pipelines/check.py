@@ -1,4 +1,4 @@
-"""Whether what a pipeline made of its passes is what its form says."""
+"""Check that a pipeline combined its passes as its form says."""
 
 from __future__ import annotations
 

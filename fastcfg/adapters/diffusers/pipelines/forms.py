@@ -1,4 +1,4 @@
-"""How a classic pipeline of diffusers runs its passes and hands their combination to its scheduler."""
+"""Forms of diffusers' classic pipelines: their passes, and the hand-over to the scheduler."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ OWN_RULES: Mapping[str, Callable[..., Rule]] = {
 
 @dataclass(frozen=True)
 class PipelineForm:
-    """How a pipeline runs its passes, and what its scheduler gets of them.
+    """The passes of a pipeline, and the part of them that its scheduler gets.
 
     Args:
         passes: the passes' names (``"uncond"``, ``"cond"``, ``"image"``, ``"perturbed"``): the blocks of the batch in

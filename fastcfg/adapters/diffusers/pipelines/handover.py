@@ -1,4 +1,4 @@
-"""What a pipeline gets to see of its denoiser's outputs while it is guided."""
+"""Hand-over of a denoiser's outputs to a pipeline that is guided."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Handover:
 
     @property
     def checked(self) -> bool:
-        """Whether the pipeline's combination has been checked for outputs of this shape."""
+        """Return whether the pipeline's combination has been checked for outputs of this shape."""
         return self._made is not None
 
     def check_passed(self, output: Tensor, made: Tensor) -> None:
@@ -33,14 +33,14 @@ class Handover:
         self._output, self._made = output.shape[1:], made.shape[1:]
 
     def hand_on(self, result: Any, output: Tensor) -> Any:
-        """What the pipeline gets: the denoiser's ``result``, or the same with a sliver of its ``output``."""
+        """Return what the pipeline gets: the denoiser's ``result``, or the same with a sliver of its ``output``."""
         if self._output != output.shape[1:]:
             self._output = self._made = None
             return result
         return with_output(result, output[..., :1])
 
     def whole(self, made: Tensor) -> Tensor:
-        """What the pipeline made, or a tensor without data of the shape that it would have made of the whole."""
+        """Return what the pipeline made, or a tensor without data of the shape that it would have made of the whole."""
         if self._made is None:
             return made
         return torch.empty((made.shape[0], *self._made), dtype=made.dtype, device="meta")

@@ -20,7 +20,7 @@ def output_tensor(result: Any) -> Tensor:
 
 
 def with_output(result: Any, tensor: Tensor) -> Any:
-    """What a denoiser returned, with another prediction in it."""
+    """Return what a denoiser returned, with another prediction in it."""
     if isinstance(result, Tensor):
         return tensor
     first = list(tensor.unbind(0)) if isinstance(result[0], list) else tensor
@@ -50,7 +50,9 @@ def named_blocks(form: PipelineForm, output: Tensor, made: Tensor) -> dict[str, 
 
 
 def part_of(pipe: Any, form: PipelineForm, raw: Tensor, made: Tensor, sample: Tensor) -> Tensor:
-    """What the scheduler gets of one prediction: of the sample's shape, with its sign, and at least as wide a dtype.
+    """Return what the scheduler gets of one prediction.
+
+    Of the sample's shape, with its sign, and at least as wide a dtype.
 
     Args:
         raw: ``[B, ...]`` of the denoiser; made: what the pipeline made; sample: the scheduler's.

@@ -1,4 +1,4 @@
-"""What a step's combination is told besides the predictions: the space they are in, and what of them was given."""
+"""Space of a step's predictions, and the mask of what was given."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ Predictions = Mapping[str, Tensor]
 
 
 def given_mask(call: Call, made: Tensor, per_token: Tensor | None) -> Tensor | None:
-    """Where a step samples: false for tokens or frames that were given (a first frame), or None where all are sampled.
+    """Return where a step samples.
+
+    False for tokens or frames that were given (a first frame), or None where all are sampled.
 
     A pipeline tells it by timesteps: a token that was given is at a lower one than the step's own.
 

@@ -1,4 +1,4 @@
-"""What takes the place of a pipeline's components for the time of a call."""
+"""Stand-ins of a pipeline's components for the time of a call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["GuidedCalls", "StandIn", "calls_through", "methods_replaced", "signa
 
 
 class GuidedCalls:
-    """What marks a pipeline's class inside a ``with`` block of :func:`guided`."""
+    """Mark of a pipeline's class inside a ``with`` block of :func:`guided`."""
 
 
 @contextmanager

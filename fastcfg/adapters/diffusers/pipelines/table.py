@@ -1,4 +1,4 @@
-"""Which of diffusers' classic pipelines are covered, and how each runs its passes.
+"""Table of diffusers' classic pipelines: coverage, and the form of each.
 
 The combination itself is inlined in a pipeline's ``__call__``; what surrounds it follows a few forms. The tests read
 this table against the source of the installed pipelines.
@@ -253,7 +253,7 @@ def coverage() -> dict[str, PipelineForm]:
 
 
 def has_guiders(pipe: Any) -> bool:
-    """Whether a pipeline's guidance is a guider component, told without importing diffusers' guiders."""
+    """Return whether a pipeline's guidance is a guider component, told without importing diffusers' guiders."""
     parts = (*vars(pipe).values(),)
     return any(any(base.__name__ == "BaseGuidance" for base in type(part).__mro__) for part in parts)
 
@@ -341,7 +341,7 @@ def to_markdown(runs: Mapping[str, Mapping[str, Any]] | None = None) -> str:
 
 
 def _tried(name: str, runs: Mapping[str, Mapping[str, Any]]) -> str:
-    """How a row was tried: run, with its bits or how far off, or read."""
+    """Return how a row was tried: run, with its bits or how far off, or read."""
     line = runs.get(name)
     if line is None or "failed" in line:
         return "read"

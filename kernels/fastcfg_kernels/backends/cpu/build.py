@@ -75,7 +75,7 @@ def _run(command: Sequence[str], patience: float) -> tuple[int, str]:
 
 @cache
 def _machine() -> str:
-    """What native code depends on: the processor's features, and the compiler's version."""
+    """Return what native code depends on: the processor's features, and the compiler's version."""
     features = platform.machine() + platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -91,7 +91,7 @@ def _machine() -> str:
 
 @cache
 def cache_folder() -> Path:
-    """Where compiled code is kept: ``FASTCFG_CACHE_DIR``, else the user's cache.
+    """Return where compiled code is kept: ``FASTCFG_CACHE_DIR``, else the user's cache.
 
     A temporary folder, gone at exit, where that can't be written, or others could put something there: it and every
     folder above it have to be this user's or root's, and writable for no one else (or sticky, as ``/tmp`` is).

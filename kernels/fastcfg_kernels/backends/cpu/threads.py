@@ -1,4 +1,4 @@
-"""How many threads a call of native code takes."""
+"""Threads of a call of native code."""
 
 from __future__ import annotations
 

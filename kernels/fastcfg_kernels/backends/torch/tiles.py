@@ -172,7 +172,7 @@ def _valid_count(program: Program, inputs: Sequence[Tensor], acc: torch.dtype) -
 
 
 class Moments(NamedTuple):
-    """What a program needs of a row, or of a part of one.
+    """Sums of a row, or of a part of one, that a program needs.
 
     Attributes:
         count: elements: a number, or ``[...]`` where a mask leaves some out, and perhaps all.

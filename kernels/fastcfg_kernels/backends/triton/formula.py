@@ -54,7 +54,7 @@ def writable_cache() -> None:
 
 
 def interpreting() -> bool:
-    """Whether Triton runs in its interpreter (``TRITON_INTERPRET=1``), which needs no GPU."""
+    """Return whether Triton runs in its interpreter (``TRITON_INTERPRET=1``), which needs no GPU."""
     if _import_error():
         return False
     import triton

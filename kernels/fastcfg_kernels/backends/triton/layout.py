@@ -1,4 +1,4 @@
-"""Where groups and their elements are: sizes and strides, so that a kernel reads a view where it lies."""
+"""Layouts of groups and their elements: sizes and strides, so that a kernel reads a view where it lies."""
 
 from __future__ import annotations
 

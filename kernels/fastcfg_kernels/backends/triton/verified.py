@@ -1,4 +1,4 @@
-"""What has been verified on which GPU: a small file in the user's cache."""
+"""Record of what has been verified on which GPU: a small file in the user's cache."""
 
 from __future__ import annotations
 
