@@ -107,6 +107,15 @@ def _rows(brief: bool) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, done.stdout.splitlines())
 
 
+def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with ``equal``: whether all strategies and architectures gave the same bits."""
+    digests: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        found = {strategy["digest"] for strategy in row["strategies"].values()}
+        digests.setdefault((row["program"], row["dtype"]), set()).update(found)
+    return [{**row, "equal": len(digests[row["program"], row["dtype"]]) == 1} for row in rows]
+
+
 def _tests(report: Path) -> dict[str, dict[str, float]]:
     """Tests by file from pytest's XML."""
     found: dict[str, dict[str, float]] = {}
@@ -129,7 +138,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         "# The kernels on the software GPU",
         "",
         f"Commit {record['commit']}, {record['date']}; torch {record['torch']}, Triton {record['triton']}, NumPy "
-        f"{record['numpy']}. Compiled PTX, executed on a CPU; never run on a GPU. Made by `make gpu-emulated`.",
+        f"{record['numpy']}. Compiled PTX, executed on a CPU; never run on a GPU. Made by `{record['command']}`.",
         "",
         f"Two samples of {COUNT:,} elements. Equal bits: of all strategies that the program has, of two launches one "
         "after the other, and of all architectures. Error: the largest, over half a unit of the output's dtype and 64 "
@@ -175,12 +184,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
     import triton
 
-    rows = list(_rows(given.brief))
-    first = {(r["program"], r["dtype"]): next(iter(r["strategies"].values()))["digest"] for r in rows[::-1]}
-    for row in rows:
-        row["equal"] = {s["digest"] for s in row["strategies"].values()} == {first[row["program"], row["dtype"]]}
+    rows = compared(list(_rows(given.brief)))
     tests = {name: entry for report in given.tests for name, entry in _tests(report).items()}
     record = {
+        "command": "python -m gpu.table --brief" if given.brief else "make gpu-emulated",
         "commit": _git("describe", "--always", "--dirty"), "date": time.strftime("%Y-%m-%d"),
         "torch": torch.__version__, "triton": triton.__version__, "numpy": numpy.__version__, "rows": rows,
         "tests": tests,

@@ -4,13 +4,16 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
 from gpu.emulated.devices import device_with
 from gpu.softgpu import Deadlock, Fault, UnknownForm
+from gpu.softgpu.count import Counts
 from gpu.softgpu.estimate import LATENCY, Machine, estimate, longest_chain
+from gpu.softgpu.parse import Kernel
 from gpu.softgpu.schedules import SCHEDULES
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
@@ -159,6 +162,18 @@ def test_counts() -> None:
         _strided[(1,)](strided, y, 8, 1_024)
         counts = device.launches[-1].counts
         assert counts.sectors["load"] == 1_024 and counts.least["load"] == 128
+
+
+def test_bank_conflicts() -> None:
+    """32 banks of 4 bytes: a column of a 32 x 32 array is in one of them, and with a row of 33 in all."""
+    kernel, lanes = Kernel("", [], 32, ""), np.arange(32)
+    for step, expected in ((1, 1), (32, 32), (33, 1), (2, 2), (0, 1)):
+        counts = Counts(kernel, memory=True)
+        counts.shared(lanes * step * 4, lanes, 4, 1)
+        assert (counts.wavefronts, counts.least_wavefronts) == (expected, 1), step
+    counts = Counts(kernel, memory=True)
+    counts.shared(lanes * 16, lanes, 16, 1)
+    assert (counts.wavefronts, counts.least_wavefronts) == (4, 4), "16 bytes a lane take four turns"
 
 
 def test_an_estimate_is_the_largest_of_three_limits() -> None:
