@@ -52,16 +52,12 @@ def fit(units: Sequence[float], ms: Sequence[float]) -> dict[str, float]:
     """Return the laws that fit times best by their relative errors: a small size counts as much as a large one.
 
     ``ms = fixed_ms + ms_per_unit * units``, with the root mean square of its relative errors as ``residual``, which is
-    large where one law does not hold; and ``ms ~ units ** exponent``.
-
-    Raises:
-        ValueError: unless there are positive times of two sizes or more.
+    large where one law does not hold; and ``ms ~ units ** exponent``. It takes positive times of two sizes or more.
     """
     x, y = np.asarray(units, dtype=float), np.asarray(ms, dtype=float)
     if x.shape != y.shape or len(set(x.tolist())) < 2 or not (x > 0).all() or not ((y > 0) & np.isfinite(y)).all():
         raise ValueError(f"units, ms: expected positive times of at least two sizes, got {list(units)}, {list(ms)}")
-    columns = np.stack([1 / y, x / y], 1)
-    law = np.linalg.lstsq(columns, np.ones_like(y), rcond=None)[0]
+    law = np.linalg.lstsq(columns := np.stack([1 / y, x / y], 1), np.ones_like(y), rcond=None)[0]
     for keep, drop in ((1, 0), (0, 1)):  # A negative cost is no cost: the best law then lies on that bound.
         if law[drop] < 0:
             law[drop], law[keep] = 0.0, columns[:, keep].sum() / (columns[:, keep] @ columns[:, keep])
@@ -142,6 +138,7 @@ def section(plan: Plan, progress: Progress) -> Measured:
     return Measured(record, [terminal_table("Laws of cost", (*NAMES, *NUMBERS), _lines(record.more["fits"]))])
 
 
+COLUMNS = ("setup", "GPUs", "latency, s", "images/s/GPU", "× the first", "GPUs for the demand", "mean wait, s")
 LEFT_OUT = "quality (gating and students change the images), memory, batches across requests, failures, training"
 
 
@@ -175,10 +172,9 @@ class Fleet:
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "passes": 1, "images": 1, "batch_gain": 0.5, "imbalance": 1.0, "combine_ms": 0.0}
-        most = {"batch_gain": 2.0, "kept": 1.0, "utilisation": 1.0}
         least |= dict.fromkeys(("other_ms", "fixed_ms", "transfer_ms", "kept"), 0.0)
         for name, value in vars(self).items():
-            number(name, value, least.get(name, 1e-9), most.get(name))
+            number(name, value, least.get(name, 1e-9), {"batch_gain": 2, "kept": 1, "utilisation": 1}.get(name))
 
     def latencies(self) -> dict[str, tuple[int, float]]:
         """Return GPUs and milliseconds of a call, by setup; the first is what the others are compared with."""
@@ -207,7 +203,7 @@ def wait(servers: int, offered: float) -> float:
 
 
 def outcomes(fleet: Fleet, demand: float) -> Iterator[list[str]]:
-    """Yield a row a setup: latency, images a second and GPU, and what serves a demand (images a second, 0 for none)."""
+    """Yield a row of :data:`COLUMNS` a setup; the demand is in images a second, 0 for none."""
     base = next(iter(fleet.latencies().values()))[1]
     for name, (gpus, ms) in fleet.latencies().items():
         rate = fleet.images / ms * 1e3 / gpus
@@ -242,15 +238,14 @@ def fleet_command(
     try:
         given = dict(each.split("=", 1) for each in part or ())
         kinds = {name: type(value) for name, value in vars(Fleet()).items()}
-        if unknown := [name for name in given if name not in kinds]:
-            raise ValueError(f"expected names of {', '.join(kinds)}, got {unknown[0]!r}")
         fleet = Fleet(**{name: kinds[name](value) for name, value in given.items()})
+    except KeyError as error:
+        raise typer.BadParameter(f"expected names of {', '.join(kinds)}, got {error}") from None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     assumed = ", ".join(f"{name}={value:g}" for name, value in vars(fleet).items() if name not in given)
     console = Console(width=None if Console().is_terminal else 160)
-    names = ("setup", "GPUs", "latency, s", "images/s/GPU", "× the first", "GPUs for the demand", "mean wait, s")
-    console.print(terminal_table("A fleet", names, outcomes(fleet, demand)))
+    console.print(terminal_table("A fleet", COLUMNS, outcomes(fleet, demand)))
     console.print(f"assumed: {assumed}; left out: {LEFT_OUT}")
 
 

@@ -146,7 +146,7 @@ def check_call(call: Call, out: Placed | None, alone: int) -> None:
 
 
 def same(call: Call, one: Tensor, other: Tensor, what: str) -> None:
-    if call.rule.lerp is not None:
+    if call.rule.program.is_lerp:
         # At weight 1 torch.lerp gives -0.0 or 0.0 for -0.0: the loop decides, and so the place in memory.
         one, other = one + 0.0, other + 0.0
     assert torch.equal(one.isnan(), other.isnan()), f"not the bits of {what}"

@@ -89,7 +89,7 @@ def watch() -> None:
 
 @pytest.mark.parametrize(("name", "pattern"), [marked(*file) for file in FILES])
 @given(st.sampled_from(DAMAGES), st.randoms(use_true_random=False))
-@examples(8)
+@examples(4)
 def test_damage(name: str, pattern: str, damage: str, rng: Random) -> None:
     """An error that names the file, or exactly what was written; never other numbers, nothing unpickled."""
     note(damage)
@@ -142,7 +142,7 @@ def contents(folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", [marked(name) for name in WORKS if name != "plan"])
 @given(st.sampled_from(HOW), st.floats(0, 1))
-@examples(4, share=0.5)
+@examples(2, share=0.5)
 def test_interruption(name: str, how: str, share: float) -> None:
     """No half-written file; made again it ends in the same bits, with nothing left over; a full disk is an error."""
     work, (template, was, becomes, ended, files) = WORKS[name], reference(name)
