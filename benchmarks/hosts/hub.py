@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import Any
 
 import torch
@@ -67,14 +66,7 @@ def without_hub() -> None:
         return made(_config(made.config_class, name)).eval().to(kwargs.get("torch_dtype", kwargs.get("dtype")))
 
     def processor(cls: Any, *_: Any, **kwargs: Any) -> Any:
-        kind = getattr(transformers, "Qwen2VLProcessor", None) if cls is transformers.AutoProcessor else cls
-        parts = inspect.signature(kind.__init__).parameters
-        made = {"tokenizer": _tokenizer(512)} if "tokenizer" in parts else {}
-        if "image_processor" in parts:
-            made["image_processor"] = transformers.Qwen2VLImageProcessorPil()
-        if "video_processor" in parts:
-            made["video_processor"] = None
-        return kind(**made)
+        return cls()
 
     patches = (
         (transformers.PreTrainedTokenizerBase, tokenizer),
@@ -83,8 +75,6 @@ def without_hub() -> None:
         (transformers.AutoConfig, config),
         (transformers.PreTrainedModel, model),
         (transformers.AutoModel, model),
-        (transformers.AutoProcessor, processor),
-        (transformers.ProcessorMixin, processor),
         (transformers.FeatureExtractionMixin, processor),
         (transformers.ImageProcessingMixin, processor),
     )

@@ -63,6 +63,7 @@ def write_report(lines: Sequence[dict[str, Any]], folder: Path) -> None:
             text.append(f"| {name} | | | | | not run: {line['failed'].splitlines()[0][:140].replace('|', '/')} | |")
         else:
             shown = "bits" if line["bits"] else f"{line['error']:.1e}"
-            columns = (line["how"], f"`{line['rule']}`", line["dtype"], line["steps"], shown)
+            rule = "; ".join(line["rule"].splitlines())
+            columns = (line["how"], f"`{rule}`", line["dtype"], line["steps"], shown)
             text.append(f"| {name} | {' | '.join(map(str, columns))} | {line['passes']}, {line['saved']} |")
     (folder / "hosts.md").write_text("\n".join(text) + "\n")

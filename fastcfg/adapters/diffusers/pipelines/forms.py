@@ -47,7 +47,7 @@ OWN_RULES: Mapping[str, Callable[..., Rule]] = {
         scale, cfg_normalization
     ),
     "Perturbed(scale, perturbed_scale), rescale": lambda scale, perturbed_scale, rescale=0.0: _rescaled(
-        Perturbed(scale, perturbed_scale), rescale
+        Perturbed(scale, perturbed_scale) if perturbed_scale else CFG(scale), rescale
     ),
     "CFG(scale), or Perturbed(scale, perturbed_scale)": lambda scale, perturbed_scale=0.0: (
         Perturbed(scale, perturbed_scale) if perturbed_scale else CFG(scale)
