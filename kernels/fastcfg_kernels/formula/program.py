@@ -311,7 +311,7 @@ def compiled(
         raise ValueError(f"stages: width: expected 1 ... {len(predictions)}, got {width}")
     if stages[0].onto not in (None, *predictions[1:width]):
         raise ValueError(f"stages: onto: expected one of {predictions[1:width]}, got {stages[0].onto!r}")
-    writer = FormulaWriter(predictions, extras, width, outputs)
+    writer = FormulaWriter(predictions, extras, width, outputs, scaled)
     for index, stage in enumerate(stages):
         writer.stage(index, stage)
         check_formula(stage.fn, _returned(stage, outputs * len(writer.weighed)))

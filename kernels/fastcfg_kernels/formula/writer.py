@@ -43,8 +43,15 @@ class _Vectors:
 class FormulaWriter:
     """Writes the source of ``weigh``, and collects the sums and parameters on the way."""
 
-    def __init__(self, predictions: tuple[str, ...], extras: tuple[str, ...], width: int, outputs: int) -> None:
+    def __init__(
+        self, predictions: tuple[str, ...], extras: tuple[str, ...], width: int, outputs: int, scaled: bool = False
+    ) -> None:
         self.vectors = _Vectors(predictions, extras, width)
+        # The delta of each prediction that can stand for the base, which is it less its delta unless that is scaled.
+        self.deltas = (
+            {} if scaled else {self.vectors.number[name]: self.vectors.number[f"d_{name}"] for name in predictions[1:]}
+        )
+        self.reference: dict[str, int] = {}
         # The rule weighs its own predictions and the extras; what only modifiers read stands between them.
         self.weighed = [*range(width), *range(len(predictions), self.vectors.size)]
         self.outputs = outputs
@@ -68,18 +75,44 @@ class FormulaWriter:
             self.pairs.append(key)
         return f"PAIR{number}_"
 
+    def _terms(self, kind: str) -> list[tuple[str, int]]:
+        """Weights and vectors that ``y`` is the sum of, for sums of a kind.
+
+        The difference basis and the extras; but where the sum of a prediction with itself is taken anyway, it stands
+        for the base, so that rescaling to it takes three sums and not four.
+        """
+        weights = [(f"w{i}", i) for i in range(self.vectors.size)]
+        if kind in self.reference:
+            stands = self.reference[kind]
+            delta = self.deltas[stands]
+            weights[0] = ("w0", stands)
+            weights[delta] = (f"(w{delta} - w0)", delta)
+        return weights
+
     def _expand(self, kind: str, a: str, b: str) -> str:
-        """The sum of two vectors as an expression; ``y`` is expanded over the difference basis."""
-        basis = range(self.vectors.size)
+        """The sum of two vectors as an expression; ``y`` is expanded."""
         number = self.vectors.number
         if a == _RESULT and b == _RESULT:
-            terms = [f"w{i} * w{i} * {self.pair(kind, i, i)}" for i in basis]
-            terms += [f"2.0 * w{i} * w{j} * {self.pair(kind, i, j)}" for i in basis for j in basis if i < j]
+            parts = self._terms(kind)
+            terms = [f"{w} * {w} * {self.pair(kind, i, i)}" for w, i in parts]
+            terms += [
+                f"2.0 * {v} * {w} * {self.pair(kind, i, j)}"
+                for n, (v, i) in enumerate(parts)
+                for w, j in parts[n + 1 :]
+            ]
             return " + ".join(terms)
         if _RESULT in (a, b):
             other = number[b if a == _RESULT else a]
-            return " + ".join(f"w{i} * {self.pair(kind, i, other)}" for i in basis)
+            return " + ".join(f"{w} * {self.pair(kind, i, other)}" for w, i in self._terms(kind))
         return self.pair(kind, number[a], number[b])
+
+    def _choose_references(self, stage: Stage, sums: list[str]) -> None:
+        """Note the prediction whose sum with itself a stage takes, for each kind of sum."""
+        for name in sums:
+            kind, _, rest = name.partition("_")
+            a, b = self.vectors.split(rest, dict(stage.vectors)) or ("", "")
+            if a == b and self.vectors.number.get(a) in self.deltas:
+                self.reference.setdefault(kind, self.vectors.number[a])
 
     def mean(self, vector: int) -> str:
         if vector not in self.means:
@@ -120,6 +153,7 @@ class FormulaWriter:
         sums = [name for name in arguments if name.startswith(("dot_", "cov_", "sum_"))]
         if index == 0 and any(_RESULT in name.split("_")[1:] for name in sums):
             raise ValueError(f"formula {stage.fn.__name__}: the result 'y' is known to modifiers only")
+        self._choose_references(stage, sums)
         call = f"formula{index}({', '.join(self.argument(name, stage) for name in arguments)})"
         if stage.kind == "weights":
             names = [self.weight(output, i) for output in range(self.outputs) for i in self.weighed]

@@ -9,7 +9,7 @@ from gpu.softgpu import Deadlock, Fault
 from gpu.softgpu.schedules import SCHEDULES
 
 PROGRAM = programs()["rescale"]
-GIVEN, _ = draw(PROGRAM, (2, 3 * 4_096 - 7))
+GIVEN, _ = draw(PROGRAM, (2, 5 * 4_096 - 7))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -56,5 +56,5 @@ def test_a_device_that_holds_too_few_blocks_refuses_or_hangs() -> None:
         again = type(launch)(text, launch.grid, bits, memory, shared=launch.shared, resident=3, patience=2_000)
         with pytest.raises(Deadlock, match="blocks wait"):
             again.run()
-        with pytest.raises(Fault, match="a cooperative launch of 6 blocks on a device that holds 3"):
+        with pytest.raises(Fault, match="a cooperative launch of 10 blocks on a device that holds 3"):
             type(launch)(text, launch.grid, bits, memory, shared=launch.shared, resident=3, cooperative=True)

@@ -9,7 +9,7 @@ from gpu.emulated.devices import STRATEGIES, draw, exact, guided, whole
 @pytest.mark.parametrize(
     "dtype", [torch.bfloat16, whole(torch.float32), whole(torch.float16)], ids=lambda d: str(d)[6:]
 )
-@pytest.mark.parametrize("count", [8_192, whole(12_345)])
+@pytest.mark.parametrize("count", [8_192, whole(20_473)])
 @pytest.mark.parametrize("name", ["projected", whole("rescale"), whole("perpendicular")])
 def test_strategies_give_the_same_bits_near_float64(name: str, count: int, dtype: torch.dtype) -> None:
     program = programs()[name]
@@ -17,7 +17,8 @@ def test_strategies_give_the_same_bits_near_float64(name: str, count: int, dtype
     kept = [t.clone() for t in (*given, *extras)]
     results = []
     for strategy in STRATEGIES:
-        if strategy == "row" and count > 8_192:
+        # One tile is a row's, and has no other program to wait for.
+        if strategy == ("cooperative" if count == 8_192 else "row"):
             continue
         results.append(guided(program, given, extras, strategy))
         for found, expected in zip(results[-1], exact(program, given, extras), strict=True):

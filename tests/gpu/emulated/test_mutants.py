@@ -12,7 +12,7 @@ from fastcfg_kernels.backends.triton.gates import programs
 from gpu.emulated.devices import device_with, draw, guided, whole
 from gpu.softgpu import Fault, mutants
 
-COUNTS = {"row": 4_096 - 7, "cooperative": 2 * 4_096 - 7}
+COUNTS = {"row": 4_096 - 7, "cooperative": 5 * 4_096 - 7}
 
 
 def survivors(

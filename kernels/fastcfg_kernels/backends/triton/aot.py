@@ -18,9 +18,10 @@ import torch
 
 from ...formula.program import Program
 from ..torch.tiles import accumulator
-from .formula import interpreting, kernel_constants
+from .formula import interpreting, weigh_constant
 from .launch import OPTIONS
-from .launch_plan import LaunchPlan, Strategy, plan_launch
+from .launch_plan import MOST_REGISTERS, LaunchPlan, Strategy, plan_launch
+from .spec import make_spec
 
 __all__ = ["TARGETS", "Compiled", "Sizes", "compile_ahead"]
 
@@ -33,6 +34,9 @@ TARGETS: dict[str, tuple[str, Any, int]] = {
     "hip:gfx950": ("hip", "gfx950", 64),
 }
 """Names of targets, and Triton's (backend, architecture, warp size) for each."""
+
+REGISTERS = 65_536
+"""Registers of a multiprocessor, of every GPU among the targets."""
 
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 _DIVISIBLE = [["tt.divisibility", 16]]
@@ -65,9 +69,11 @@ class Compiled:
         loads: how often each input element is loaded; load_bits: width of those loads at the widest.
         store_bits: width of the widest stores.
         longest_sum: elements that one of the compiler's reductions adds at most: two have one order in every layout.
-        barriers: waits of a program's warps for each other.
+        barriers: waits of a program's warps for each other; shuffles: exchanges within a warp.
+        warps: that a multiprocessor's registers hold, of whole programs.
         float64: arithmetic on float64 and conversions to or from it, in instructions.
-        instructions: of the kernel in all; binary: size of the machine code in bytes.
+        instructions: of the kernel in all; per_element: times threads, divided by a program's elements.
+        binary: size of the machine code in bytes.
     """
 
     kernel: str
@@ -80,8 +86,11 @@ class Compiled:
     store_bits: int
     longest_sum: int
     barriers: int
+    shuffles: int
+    warps: int
     float64: int
     instructions: int
+    per_element: float
     binary: int
 
 
@@ -136,6 +145,12 @@ def _longest_sum(code: str) -> int:
     return max((int(shape.split("x")[int(axis)]) for axis, shape in found), default=0)
 
 
+def _resident(registers: int, warps: int) -> int:
+    """Warps of whole programs that the registers of a multiprocessor hold, which come in portions of eight a thread."""
+    of_a_warp = -(-registers // 8) * 8 * 32
+    return min(REGISTERS // (of_a_warp * warps), 64 // warps) * warps
+
+
 def _plans(program: Program, dtype: torch.dtype, sizes: Sizes, strategies: Iterable[str]) -> list[LaunchPlan]:
     plans = []
     for strategy in ("row", "cooperative", "two_launch"):
@@ -143,11 +158,13 @@ def _plans(program: Program, dtype: torch.dtype, sizes: Sizes, strategies: Itera
             chosen: Strategy = strategy  # type: ignore[assignment]
             try:
                 read = program.width + program.affine + program.scaled + program.masked
-                plans.append(
-                    plan_launch(
-                        sizes.count, read, dtype.itemsize, groups=sizes.groups, strategy=chosen, cooperative=128
-                    )
-                )
+                # What is no prediction is in the accumulator's dtype.
+                alone = read == len(program.predictions)
+                widest = (dtype if alone else accumulator(dtype)).itemsize
+                plan = plan_launch(sizes.count, read, widest, groups=sizes.groups, strategy=chosen, cooperative=128)
+                # One program waits for nobody: a row's work, but by name.
+                if chosen != "cooperative" or plan.tiles > 1:
+                    plans.append(plan)
             except ValueError:  # The strategy is not for this size.
                 continue
     return plans
@@ -191,7 +208,6 @@ def _compile(
     kernel: Any, program: Program, dtype: torch.dtype, target: str, plan: LaunchPlan, sizes: Sizes
 ) -> Compiled:
     import triton
-    import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -205,15 +221,16 @@ def _compile(
     number = f"*{_TYPES[dtype]}"
     sums = f"*{_TYPES[acc]}"
     fixed = {
-        **kernel_constants(program),
-        "PARAMS": (-1,) * len(program.params),
-        "RESULTS": tuple(range(program.results)),
-        "GROUPS": plan.groups,
-        "TILES": plan.chunk,
-        "TILE": plan.tile,
-        "WIDE": False,
-        "WHOLE": sizes.aligned and sizes.count % (plan.chunk * plan.tile) == 0 and sizes.groups % plan.groups == 0,
-        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
+        "WEIGH": weigh_constant(program),
+        "SPEC": make_spec(
+            program,
+            plan,
+            dtype,
+            parameters=(-1,) * len(program.params),
+            results=tuple(range(program.results)),
+            wide=False,
+            whole=sizes.aligned and sizes.count % plan.tile == 0 and sizes.groups % plan.groups == 0,
+        ),
     }
     # A group's stride and an element's; the smaller is 1, which is known.
     steps = {"strides": read, "out_strides": program.results, "tail_strides": tail}
@@ -248,9 +265,9 @@ def _compile(
 
     backend, arch, warp = TARGETS[target]
     # A wavefront of AMD has 64 lanes: half the warps make the same number of threads.
-    options = {**OPTIONS, "num_warps": max(plan.num_warps * 32 // warp, 1)}
+    options: dict[str, Any] = {**OPTIONS, "num_warps": max(plan.num_warps * 32 // warp, 1)}
     if plan.strategy == "cooperative":
-        options["launch_cooperative_grid"] = True
+        options |= {"launch_cooperative_grid": True, "maxnreg": MOST_REGISTERS}
     compiled = triton.compile(
         ASTSource(kernel, signature, constexprs, attrs), target=GPUTarget(backend, arch, warp), options=options
     )
@@ -259,26 +276,31 @@ def _compile(
     name = kernel.fn.__name__
     longest = _longest_sum(compiled.asm["ttgir"])
     if code is None:
-        return Compiled(name, target, plan.strategy, -1, -1, -1, -1, -1, longest, -1, -1, -1, len(binary))
+        return Compiled(name, target, plan.strategy, -1, -1, -1, -1, -1, longest, -1, -1, -1, -1, -1, -1, len(binary))
     # Partial sums, which other programs wrote, are read past the first cache, and marked for it.
     loads = code.bits(r"LDG\.E(?!.*STRONG)")
     wide = [width for width in loads if width == max(loads)]
     if program.centred and kernel is not kernels.apply_kernel and max(loads) < 64:
-        wide = wide[read * plan.chunk :]  # Each tile's first element is loaded once more, by itself.
+        wide = wide[read:]  # A tile's first element is loaded once more, by itself.
     wide_inputs = vectors - size + program.scaled + (tail if "tail" in kernel.arg_names else 0)
     bytes_of = size * dtype.itemsize + wide_inputs * acc.itemsize + program.masked
+    elements = plan.tile * plan.groups
+    threads = plan.num_warps * 32
     return Compiled(
         kernel=name,
         target=target,
         strategy=plan.strategy,
         registers=code.registers,
         spills=code.count(r"LDL|STL"),
-        loads=sum(wide) / 8 * plan.num_warps * 32 / (plan.chunk * plan.tile * plan.groups * bytes_of),
+        loads=sum(wide) / 8 * threads / (elements * bytes_of),
         load_bits=max(loads, default=0),
         store_bits=max(code.bits("STG"), default=0),
         longest_sum=longest,
         barriers=code.count("BAR"),
+        shuffles=code.count("SHFL"),
+        warps=_resident(code.registers, plan.num_warps),
         float64=code.count(r"D(ADD|MUL|FMA|SETP)|F2F\.F64|F2F\.F32\.F64"),
         instructions=len(code.lines),
+        per_element=len(code.lines) * threads / elements,
         binary=len(binary),
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...formula.program import Program
 from ...memory import collide, stored
 from .arrivals import arrivals
-from .formula import interpreting, kernel_constants, unavailable
+from .formula import interpreting, unavailable
 from .launch import OPTIONS, Prepared, Signature, alignments, prepare
 from .launch_plan import Strategy
 from .short import note
@@ -22,7 +22,7 @@ from .verified import device_key, verified
 if TYPE_CHECKING:
     from ...call import Call
 
-__all__ = ["OPTIONS", "guide_triton", "interpreting", "kernel_constants", "run", "supports", "unavailable"]
+__all__ = ["OPTIONS", "guide_triton", "interpreting", "run", "supports", "unavailable"]
 
 
 def supports(call: Call) -> str | None:

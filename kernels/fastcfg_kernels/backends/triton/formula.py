@@ -1,4 +1,4 @@
-"""A rule's formula, and what else a program fixes, as compile-time arguments of the kernels."""
+"""A rule's formula as a compile-time argument of the kernels, and whether Triton can run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...formula.generated import function_from_source
 from ...formula.program import Program
 from ...notices import warn_once
 
-__all__ = ["interpreting", "kernel_constants", "unavailable", "writable_cache"]
+__all__ = ["interpreting", "unavailable", "weigh_constant", "writable_cache"]
 
 
 OLDEST = (3, 6)
@@ -108,27 +108,9 @@ def _jit(fn: Callable[..., Any]) -> Any:
 
 
 @cache
-def kernel_constants(program: Program) -> dict[str, Any]:
-    """The compile-time arguments of a program's kernels."""
+def weigh_constant(program: Program) -> Any:
+    """Return a program's formula as a compile-time argument of the kernels."""
     import triton
 
-    centred = program.centred
-    pairs = tuple(
-        (True, centred.index(a), centred.index(b)) if kind == "cov" else (False, a, b) for kind, a, b in program.pairs
-    )
-    return {
-        # The interpreter runs plain Python; only the compiler wants formulas wrapped.
-        "WEIGH": program.weigh if interpreting() else triton.jit(program.function(_jit)),
-        "PAIRS": pairs,
-        "CENTRED": centred,
-        "MEANS": tuple(centred.index(v) for v in program.means),
-        "OUTPUTS": program.outputs,
-        "STEP": program.rows,
-        "CLAMP": program.clamps,
-        "STATS": len(program.stats),
-        "SIZE": len(program.predictions),
-        "WIDTH": program.width,
-        "AFFINE": program.affine,
-        "FACTOR": (program.width + program.affine) * program.scaled,
-        "MASK": (program.width + program.affine + program.scaled) * program.masked,
-    }
+    # The interpreter runs plain Python; only the compiler wants formulas wrapped.
+    return program.weigh if interpreting() else triton.jit(program.function(_jit))

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from math import inf
 from pathlib import Path
 
 import torch
@@ -27,11 +28,22 @@ __all__ = ["PARAMS", "SUPPORTED", "Row", "broken", "main", "measure", "programs"
 SUPPORTED = (OLDEST, (3, 9))
 """Oldest and newest version of Triton that these kernels have been compiled with."""
 
-SPILLS = {("cuda:100", "row_kernel"): 96}
+SPILLS = {("cuda:100", "row_kernel"): 96, ("cuda:100", "tile_kernel"): 8}
 """Spill instructions that are allowed, none elsewhere: for this target ptxas keeps float32 copies of a full chunk."""
 
-REGISTERS = 255
-"""Registers a thread at most, of programs of eight warps: 65,536 in a multiprocessor."""
+UNALIGNED_SPILLS = 96
+"""The same where nothing is aligned: each of 32 elements a thread has an address of its own."""
+
+WARPS = 16
+"""Warps that a multiprocessor holds at least, so that one may wait for memory while others work. Float64 numbers take
+two registers each, what is not aligned takes more addresses, and groups that lie across a program more sums."""
+
+WORK = {
+    # Plain Triton kernels of these rules, whose order of addition the layout sets: benchmarks/plain_kernels.py.
+    ("rescale", 16_384, "row_kernel"): (26.0, 8, 64),
+    ("rescale", 2_097_152, "cooperative_kernel"): (38.0, 10, 80),
+}
+"""Instructions an element, barriers and shuffles at most, of a program, a size and a kernel in bfloat16 on cuda:90."""
 
 
 def _cfg(scale: float) -> tuple[float, float]:
@@ -156,10 +168,19 @@ def broken(row: Row) -> list[str]:
         found.append(f"sums of {one.longest_sum} at once, in an order that the layout sets")
     if one.registers < 0:  # No tools for this target's machine code.
         return found
-    if one.spills > SPILLS.get((one.target, one.kernel), 0):
+    if one.spills > (SPILLS.get((one.target, one.kernel), 0) if row.sizes.aligned else UNALIGNED_SPILLS):
         found.append(f"{one.spills} spill instructions")
-    if one.registers > REGISTERS:
-        found.append(f"{one.registers} registers")
+    wide = row.dtype == "float64" or row.sizes.across or not row.sizes.aligned
+    if one.warps < WARPS and not wide:
+        found.append(f"{one.warps} warps on a multiprocessor, of {one.registers} registers a thread")
+    if one.target == "cuda:90" and row.dtype == "bfloat16" and row.sizes.aligned:
+        most, barriers, shuffles = WORK.get((row.program, row.sizes.count, one.kernel), (inf, inf, inf))
+        if one.per_element > most:
+            found.append(f"{one.per_element:.1f} instructions an element")
+        if one.barriers > barriers:
+            found.append(f"{one.barriers} barriers")
+        if one.shuffles > shuffles:
+            found.append(f"{one.shuffles} shuffles")
     if one.loads != 1.0:
         found.append(f"every element is loaded {one.loads} times")
     if row.sizes.aligned and one.load_bits != 128:
@@ -177,16 +198,20 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
     lines = [
         f"Triton {triton.__version__}. Loads: how often a kernel loads each input element; `two_launch` is "
-        "`tile_kernel` and `apply_kernel`, and so loads twice. `–`: the tools for that target's machine code are not "
-        "part of Triton.",
+        "`tile_kernel` and `apply_kernel`, and so loads twice. Warps: that the registers of a multiprocessor hold. An "
+        "element: instructions times threads, divided by a program's elements. `–`: the tools for that target's "
+        "machine code are not part of Triton.",
         "",
-        "| program | dtype | elements | target | strategy | kernel | registers | spills | loads | load bits "
-        "| store bits | instructions |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| program | dtype | elements | target | strategy | kernel | registers | warps | spills | loads | load bits "
+        "| store bits | instructions | an element | barriers | shuffles |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         one = row.compiled
-        numbers = (one.registers, one.spills, one.loads, one.load_bits, one.store_bits, one.instructions)
+        numbers = (
+            one.registers, one.warps, one.spills, one.loads, one.load_bits, one.store_bits, one.instructions,
+            round(one.per_element, 1), one.barriers, one.shuffles,
+        )  # fmt: skip
         shown = ["–" if number < 0 else f"{number:g}" for number in numbers]
         sizes = row.sizes
         size = f"{sizes.groups} × " * (sizes.groups > 1) + f"{sizes.count}"

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ...formula.program import Program
 from ..torch.tiles import accumulator
-from .formula import kernel_constants, writable_cache
-from .launch_plan import LaunchPlan, Strategy, plan_launch
+from .formula import weigh_constant, writable_cache
+from .launch_plan import MOST_REGISTERS, LaunchPlan, Strategy, plan_launch
 from .layout import Layout, strided_layout
+from .spec import make_spec
 
 __all__ = ["OPTIONS", "Launch", "Prepared", "Signature", "alignments", "prepare"]
 
@@ -109,7 +110,7 @@ class Prepared(NamedTuple):
 
 
 def _kinds(sizes: Sequence[int], layout: Layout) -> tuple[int, ...]:
-    """``PARAMS`` of the kernels: a number (-1), one value (0), one for each sample (1) or group (2)."""
+    """What each parameter is: a number (-1), one value (0), one for each sample (1) or group (2)."""
     samples = layout.groups // layout.per_sample
     return tuple(size if size < 1 else 2 if size == layout.groups != samples else 1 for size in sizes)
 
@@ -117,8 +118,6 @@ def _kinds(sizes: Sequence[int], layout: Layout) -> tuple[int, ...]:
 @lru_cache(maxsize=1024)
 def prepare(program: Program, signature: Signature) -> Prepared:
     """Work out the launches of a program for a signature."""
-    import triton.language as tl
-
     from . import kernels
 
     layout = strided_layout(signature.shape, signature.strides, signature.dims)
@@ -139,15 +138,16 @@ def prepare(program: Program, signature: Signature) -> Prepared:
         return tuple(step for tensor in layout.strides[start:end] for step in tensor)
 
     fixed = {
-        **kernel_constants(program),
-        "PARAMS": _kinds(signature.sizes, layout),
-        "RESULTS": signature.results,
-        "GROUPS": plan.groups,
-        "TILES": plan.chunk,
-        "TILE": plan.tile,
-        "WIDE": layout.count > 2**31 - plan.chunk * plan.tile,
-        "WHOLE": layout.count % (plan.chunk * plan.tile) == 0 and layout.groups % plan.groups == 0,
-        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
+        "WEIGH": weigh_constant(program),
+        "SPEC": make_spec(
+            program,
+            plan,
+            signature.dtypes[0],
+            parameters=_kinds(signature.sizes, layout),
+            results=signature.results,
+            wide=layout.count > 2**31 - plan.tile,
+            whole=layout.count % plan.tile == 0 and layout.groups % plan.groups == 0,
+        ),
         "strides": flat(0, reads),
         "tail_strides": flat(reads, reads + signature.tail),
         "out_strides": flat(reads + signature.tail, None),
@@ -161,13 +161,13 @@ def prepare(program: Program, signature: Signature) -> Prepared:
     }
     if not program.stats:
         fixed["stats"] = ()
-    options = {"num_warps": plan.num_warps}
+    options: dict[str, Any] = {"num_warps": plan.num_warps}
     chosen = [kernels.tile_kernel, kernels.apply_kernel] if program.reduces else [kernels.apply_kernel]
     if plan.strategy == "row":
         chosen = [kernels.row_kernel]
     elif plan.strategy == "cooperative":
         chosen = [kernels.cooperative_kernel]
-        options["launch_cooperative_grid"] = True
+        options |= {"launch_cooperative_grid": True, "maxnreg": MOST_REGISTERS}
     programs = plan.programs(layout.groups)
     slots = len(program.centred) + len(program.pairs) + program.masked
     return Prepared(

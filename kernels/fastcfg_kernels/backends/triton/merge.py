@@ -1,144 +1,124 @@
-"""Device functions that merge the partial sums of a group's tiles, in Chan's way and in one fixed order.
+"""Device functions that write the moments of tiles and merge those of a group, in Chan's way and in one fixed order.
 
 Tile ``t`` belongs to lane ``t % MERGE``. A lane adds its tiles one after the other, and the lanes are added as a tree.
+The lanes are those of one warp, and every warp does the same: nobody waits for another.
 """
 
 # The interpreter and the compiler both read annotations of `tl.constexpr`: no postponed evaluation here.
 import triton
 import triton.language as tl
 
-from .sums import add_lanes, add_values
+from .sums import WARP, add_lanes, log2
 from .tiles import tile_size
 
-__all__ = ["MERGE", "merge_tiles", "merge_workspace", "store_chunk"]
+__all__ = ["MERGE", "merge_workspace", "store_moments"]
 
-MERGE = 1024
-"""Lanes over which the partial sums of tiles are merged."""
+MERGE = WARP
+"""Lanes over which the moments of tiles are merged."""
 
 _MERGE = tl.constexpr(MERGE)
+_AHEAD = tl.constexpr(4)  # Tiles of a lane that are loaded together: a loop would wait for each.
 
 
 @triton.jit
-def merge_tiles(means, sums, sizes, count, PAIRS: tl.constexpr, CENTRED: tl.constexpr, ACC: tl.constexpr):
-    """Merge the partial sums of all tiles of a group, at hand as :func:`chunk_sums` returned them.
+def store_moments(means, sums, size, workspace, group, tile, pitch, SPEC: tl.constexpr):
+    """Write the moments of one tile; ``workspace`` is ``[groups, slots, pitch]``.
 
     Args:
-        sizes: elements of each tile; count: of all.
-
-    Returns:
-        ``(means, sums)`` of the group, ``[GROUPS, 1]`` each.
+        means, sums, size: as :func:`.tiles.tile_moments` returned them; group: ``[1, 1, 1]``.
     """
-    merged_means = ()
-    spreads = ()
-    for i in tl.static_range(len(CENTRED)):
-        parts = ()
-        for t in tl.static_range(len(sizes)):
-            parts = parts + ((means[t * len(CENTRED) + i] - means[i]) * sizes[t].to(ACC),)
-        spread = add_values(parts) / count.to(ACC)
-        spreads = spreads + (spread,)
-        merged_means = merged_means + (means[i] + spread,)
-    merged_sums = ()
-    for i in tl.static_range(len(PAIRS)):
-        parts = ()
-        for t in tl.static_range(len(sizes)):
-            value = sums[t * len(PAIRS) + i]
-            if PAIRS[i][0]:
-                x = means[t * len(CENTRED) + PAIRS[i][1]] - means[PAIRS[i][1]] - spreads[PAIRS[i][1]]
-                y = means[t * len(CENTRED) + PAIRS[i][2]] - means[PAIRS[i][2]] - spreads[PAIRS[i][2]]
-                value = value + x * y * sizes[t].to(ACC)
-            parts = parts + (value,)
-        merged_sums = merged_sums + (add_values(parts),)
-    return merged_means, merged_sums
+    at = workspace + group * (SPEC.slots * pitch) + tile  # [1, 1, 1]
+    for i in tl.static_range(len(SPEC.centred)):
+        tl.store(at + i * pitch, means[i])
+    for i in tl.static_range(len(SPEC.pairs)):
+        tl.store(at + (len(SPEC.centred) + i) * pitch, sums[i])
+    if SPEC.mask > 0:
+        tl.store(at + (SPEC.slots - 1) * pitch, size.to(SPEC.acc))
 
 
 @triton.jit
-def store_chunk(
-    means, sums, sizes, workspace, group, chunk, tiles, pitch, PAIRS: tl.constexpr, CENTRED: tl.constexpr,
-    MASK: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
-    """Write the partial sums of a chunk's tiles, those that there are: ``workspace`` is ``[G, slots, pitch]``,
-    the last slot being the tiles' sizes where a ``MASK`` decides them.
-    """
-    slots: tl.constexpr = len(CENTRED) + len(PAIRS) + (MASK > 0)
-    for t in tl.static_range(TILES):
-        tile = tl.zeros((1, 1), tl.int32) + chunk * TILES + t
-        at = workspace + group * (slots * pitch) + tile
-        for i in tl.static_range(len(CENTRED)):
-            tl.store(at + i * pitch, means[t * len(CENTRED) + i], mask=tile < tiles)
-        for i in tl.static_range(len(PAIRS)):
-            tl.store(at + (len(CENTRED) + i) * pitch, sums[t * len(PAIRS) + i], mask=tile < tiles)
-        if MASK > 0:
-            tl.store(at + (slots - 1) * pitch, sizes[t].to(workspace.dtype.element_ty), mask=tile < tiles)
+def _stored(start, slot, tile, tiles, pitch):
+    """A slot of tiles, zero beyond the last one. Other programs wrote it: it is read past the first cache."""
+    return tl.load(start + slot * pitch + tile, mask=tile < tiles, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit
-def _stored_size(start, slots, tiles, pitch, tile, count, MASK: tl.constexpr, TILE: tl.constexpr, ACC: tl.constexpr):
-    """Elements of tiles, which a mask has decided and which are in the last slot then."""
-    if MASK > 0:
-        return tl.load(start + (slots - 1) * pitch + tile, mask=tile < tiles, other=0.0, cache_modifier=".cg")
+def _sizes(start, tile, tiles, pitch, count, SPEC: tl.constexpr):
+    """Elements of tiles, ``[MERGE]``, and none beyond the last one."""
+    if SPEC.mask > 0:
+        return _stored(start, SPEC.slots - 1, tile, tiles, pitch)
+    elif SPEC.full:
+        return tl.where(tile < tiles, 1.0 * SPEC.tile, tl.zeros((_MERGE,), SPEC.acc))
     else:
-        return tile_size(count, tile, TILE).to(ACC)
+        return tile_size(count, tile, SPEC.tile).to(SPEC.acc)
 
 
 @triton.jit
-def merge_workspace(
-    workspace, group, tiles, pitch, count, PAIRS: tl.constexpr, CENTRED: tl.constexpr, MASK: tl.constexpr,
-    TILE: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """:func:`merge_tiles` of partial sums in the workspace, for one group and any number of tiles, and the number of
-    elements that were summed."""
-    slots: tl.constexpr = len(CENTRED) + len(PAIRS) + (MASK > 0)
-    start = workspace + group * (slots * pitch)
-    lane = tl.arange(0, _MERGE)[None, :]
-    summed = count.to(ACC)
-    if MASK > 0:
-        lanes = tl.zeros((1, _MERGE), ACC)
-        for chunk in range(0, tiles, _MERGE):
-            lanes += _stored_size(start, slots, tiles, pitch, chunk + lane, count, MASK, TILE, ACC)
-        summed = tl.maximum(add_lanes((lanes,), _MERGE)[0], 1.0)
+def _total(lanes):
+    """The sum of ``[MERGE]``, as ``[1, 1, 1]``."""
+    return tl.full((1, 1, 1), add_lanes(lanes, log2(_MERGE)), lanes.dtype)
+
+
+@triton.jit
+def merge_workspace(workspace, group, tiles, pitch, count, SPEC: tl.constexpr):
+    """Merge the moments of a group's tiles: ``(means, sums, number of elements summed)``, ``[1, 1, 1]`` each.
+
+    Sums are about the first tile's means, and are taken to the mean of all at the end: of T tiles it is at most
+    ``sqrt(T - 1)`` of their standard deviations away, and what is subtracted is of the means of tiles alone, not of
+    their elements.
+
+    Args:
+        group: its number, a scalar; tiles: how many it has.
+    """
+    start = workspace + group * (SPEC.slots * pitch)
+    lane = tl.arange(0, _MERGE)  # [MERGE]
+    nothing = tl.zeros((_MERGE,), SPEC.acc)  # [MERGE]
     firsts = ()
-    for i in tl.static_range(len(CENTRED)):
+    shifts = ()
+    for i in tl.static_range(len(SPEC.centred)):
         firsts = firsts + (tl.load(start + i * pitch, cache_modifier=".cg"),)
+        shifts = shifts + (nothing,)
+    sums = ()
+    for _ in tl.static_range(len(SPEC.pairs)):
+        sums = sums + (nothing,)
+    summed = nothing
+    for begin in range(0, tiles, _MERGE * _AHEAD):
+        for j in tl.static_range(_AHEAD):
+            tile = begin + j * _MERGE + lane  # [MERGE]
+            sizes = _sizes(start, tile, tiles, pitch, count, SPEC)
+            summed += sizes
+            apart = ()
+            weighted = ()
+            moved = ()
+            for i in tl.static_range(len(SPEC.centred)):
+                mean = _stored(start, i, tile, tiles, pitch)
+                apart = apart + (mean - firsts[i],)
+                weighted = weighted + (apart[i] * sizes,)
+                moved = moved + (shifts[i] + weighted[i],)
+            shifts = moved
+            added = ()
+            for i in tl.static_range(len(SPEC.pairs)):
+                value = sums[i] + _stored(start, len(SPEC.centred) + i, tile, tiles, pitch)
+                if SPEC.pairs[i][0]:
+                    value = tl.fma(weighted[SPEC.pairs[i][1]], apart[SPEC.pairs[i][2]], value)
+                added = added + (value,)
+            sums = added
 
-    merged_means = ()
+    if SPEC.mask > 0:
+        number = tl.maximum(_total(summed), 1.0)  # [1, 1, 1]
+    else:
+        number = tl.zeros((1, 1, 1), SPEC.acc) + count.to(SPEC.acc)
+    means = ()
+    totals = ()
     spreads = ()
-    if len(CENTRED) > 0:
-        lanes = ()
-        for _ in tl.static_range(len(CENTRED)):
-            lanes = lanes + (tl.zeros((1, _MERGE), ACC),)
-        for chunk in range(0, tiles, _MERGE):
-            tile = chunk + lane
-            sizes = _stored_size(start, slots, tiles, pitch, tile, count, MASK, TILE, ACC)
-            added = ()
-            for i in tl.static_range(len(CENTRED)):
-                mean = tl.load(start + i * pitch + tile, mask=tile < tiles, other=0.0, cache_modifier=".cg")
-                added = added + (lanes[i] + tl.where(tile < tiles, mean - firsts[i], 0.0) * sizes,)
-            lanes = added
-        totals = add_lanes(lanes, _MERGE)
-        for i in tl.static_range(len(CENTRED)):
-            spreads = spreads + (totals[i] / summed,)
-            merged_means = merged_means + (firsts[i] + spreads[i],)
-
-    merged_sums = ()
-    if len(PAIRS) > 0:
-        lanes = ()
-        for _ in tl.static_range(len(PAIRS)):
-            lanes = lanes + (tl.zeros((1, _MERGE), ACC),)
-        for chunk in range(0, tiles, _MERGE):
-            tile = chunk + lane
-            sizes = _stored_size(start, slots, tiles, pitch, tile, count, MASK, TILE, ACC)
-            shifts = ()
-            for i in tl.static_range(len(CENTRED)):
-                mean = tl.load(start + i * pitch + tile, mask=tile < tiles, other=0.0, cache_modifier=".cg")
-                shifts = shifts + (tl.where(tile < tiles, mean - firsts[i] - spreads[i], 0.0),)
-            added = ()
-            for i in tl.static_range(len(PAIRS)):
-                value = tl.load(
-                    start + (len(CENTRED) + i) * pitch + tile, mask=tile < tiles, other=0.0, cache_modifier=".cg"
-                )
-                if PAIRS[i][0]:
-                    value = value + shifts[PAIRS[i][1]] * shifts[PAIRS[i][2]] * sizes
-                added = added + (lanes[i] + value,)
-            lanes = added
-        merged_sums = add_lanes(lanes, _MERGE)
-    return merged_means, merged_sums, summed
+    for i in tl.static_range(len(SPEC.centred)):
+        totals = totals + (_total(shifts[i]),)
+        spreads = spreads + (totals[i] / number,)
+        means = means + (firsts[i] + spreads[i],)
+    of_pairs = ()
+    for i in tl.static_range(len(SPEC.pairs)):
+        value = _total(sums[i])
+        if SPEC.pairs[i][0]:
+            value = tl.fma(-totals[SPEC.pairs[i][1]], spreads[SPEC.pairs[i][2]], value)
+        of_pairs = of_pairs + (value,)
+    return means, of_pairs, number
