@@ -116,7 +116,7 @@ class Lowered:
             numbers = value.flatten().tolist() if check else []
         for number in numbers:
             if isinstance(number, Real):
-                check_range(name, float(number), self.ranges[name])
+                check_range(name, finite_number(name, number), self.ranges[name])
 
     @kept_property
     def program(self) -> fk.Program:

@@ -131,6 +131,9 @@ class _Modifier(Rule, register=False):
         return replace(inner, predictions=predictions, stages=stages, params=params, dims=dims, ranges=limits)
 
 
+_GROUPS: dict[str, tuple[int, ...] | None] = {"sample": None, "token": (-1,), "channel": (1,)}
+
+
 @dataclass(frozen=True)
 class Rescale(_Modifier):
     """Scale a rule's result towards the norm of a reference prediction.
@@ -143,6 +146,8 @@ class Rescale(_Modifier):
         norm: ``"std"``, the standard deviation (the bias of N or N-1 cancels in the ratio), or ``"l2"``, the norm;
             they are equal only for predictions of zero mean.
         reference: the prediction to measure.
+        over: what it is measured over: ``"sample"``, ``"token"`` (last dimension) or ``"channel"`` (dimension 1: each
+            frame of ``[B, C, T]`` by itself, as stable-audio-tools does).
 
     A result without spread (or norm) is left as it is. Source: Lin et al., 2305.08891, sec. 3.4 (std).
     """
@@ -150,6 +155,7 @@ class Rescale(_Modifier):
     phi: Parameter = 0.7
     norm: Literal["std", "l2"] = "std"
     reference: str = "cond"
+    over: Literal["sample", "token", "channel"] = "sample"
 
     title = "y * (1 - phi + phi * |cond| / |y|)  [2305.08891]"
 
@@ -157,6 +163,7 @@ class Rescale(_Modifier):
         object.__setattr__(self, "phi", check_share("phi", self.phi))
         if self.norm not in ("std", "l2"):
             raise ValueError(f"norm: expected 'std' or 'l2', got {self.norm!r}")
+        check_choice("over", self.over, tuple(_GROUPS))
         self._check(self.reference)
 
     @property
@@ -164,7 +171,7 @@ class Rescale(_Modifier):
         return self._conditions(self.reference)
 
     def lower(self) -> Lowered:
-        return self._lower({"phi": self.phi}, rescale_formula(self.norm), "factor", self.reference)
+        return self._lower({"phi": self.phi}, rescale_formula(self.norm), "factor", self.reference, _GROUPS[self.over])
 
     def simplify(self) -> Rule:
         if self.scheduled:
@@ -173,9 +180,6 @@ class Rescale(_Modifier):
         if self.phi == 0 or inner == Linear(((self.reference, 1.0),)):
             return inner
         return replace(self, rule=inner)
-
-
-_GROUPS: dict[str, tuple[int, ...] | None] = {"sample": None, "token": (-1,), "channel": (1,)}
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import fastcfg
 from conformance.cases import BY_NAME, Case, draw, exact
 from conformance.field_cases import CAPPED, capped, check, check_rows, grouped, shape_of
 from conformance.tolerances import check_error
@@ -96,3 +98,22 @@ def test_per_sample_caps_are_rows() -> None:
         for b in range(3):
             row = {n: p[b : b + 1].clone() for n, p in predictions.items()}
             assert torch.equal(guide(rule, params={"cap": float(caps[b])}, **row), together[b : b + 1])
+
+
+@pytest.mark.parametrize("backend", ["cpp", "torch", "triton"])
+@pytest.mark.parametrize(("over", "axis"), [("channel", 1), ("token", -1)])
+@pytest.mark.parametrize("norm", ["std", "l2"])
+def test_a_rescale_over_channels_or_tokens(norm: str, over: str, axis: int, backend: str) -> None:
+    """stable-audio-tools: ``std(cond, dim=1) / std(y, dim=1)``, each frame of ``[B, C, T]`` by itself."""
+    u, c = (torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in range(2))
+    rule = Rescale(CFG(5.0), 0.7, norm, over=over)  # type: ignore[arg-type]
+    y = u.numpy() + 5.0 * (c.numpy() - u.numpy())
+    size = (
+        (lambda t: t.std(axis, keepdims=True))
+        if norm == "std"
+        else (lambda t: np.linalg.norm(t, axis=axis, keepdims=True))
+    )
+    exact = y * (0.3 + 0.7 * size(c.numpy()) / size(y))
+    got = fastcfg.guide(rule, uncond=u, cond=c, backend=backend)
+    np.testing.assert_allclose(got.numpy(), exact, rtol=1e-12, atol=1e-12)
+    assert fastcfg.Rule.from_json(rule.to_json()) == rule

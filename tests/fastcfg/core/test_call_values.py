@@ -51,6 +51,12 @@ def test_a_call_takes_what_the_rule_takes(rule: Rule, name: str, value: float) -
         guide(rule, params={name: torch.tensor([value] * 3)}, check=True, **GIVEN)
 
 
+@pytest.mark.parametrize("value", [10**400, [10**400] * 3, float("nan")])
+def test_a_number_beyond_a_float_is_named(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"rescale(\[0\])?: expected a finite number"):
+        guide(CFG(5.0, rescale=0.5), params={"rescale": value}, **GIVEN)
+
+
 def test_values_per_sample_in_any_form() -> None:
     expected = guide(CFG(1.0), params={"scale": torch.tensor([1.0, 2.0, 3.0])}, **GIVEN)
     for value in ([1.0, 2, np.float32(3.0)], (1.0, 2.0, 3.0), torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1)):

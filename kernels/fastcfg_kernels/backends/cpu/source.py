@@ -119,6 +119,26 @@ class _Writer:
                         text.append(f"if (sums.pair[{k}] < 0) sums.pair[{k}] = 0;")
         return "\n".join([*text, "return sums;", "}"])
 
+    def wide(self) -> str:
+        """``wide``: the same sums in double, element by element, where float's range does not hold them."""
+        p = self.program
+        skip = [f"if ({self.mask} == 0) continue;"] if self.mask else []
+        each = ["for (int64_t i = 0; i < size; ++i) {", *self.vectors("double(first(p{k} + i))", "double"), *skip]
+        text = [f"__attribute__((noinline)) static Sums wide({self.pointers()}{self.space()}) {{", "Sums sums;"]
+        text.append("int64_t count = 0;")
+        if p.centred:
+            text.append("double " + ", ".join(f"pivot{v} = 0, s{v} = 0" for v in p.centred) + ";")
+        text += [*each, *(f"if (!count) pivot{v} = v{v};" for v in p.centred), "++count;"]
+        text += [*(f"s{v} += v{v} - pivot{v};" for v in p.centred), "}", "if (count == 0) return sums;"]
+        text.append("sums.count = double(count);")
+        for k, v in enumerate(p.centred):
+            text.append(f"const double mean{v} = sums.mean[{k}] = pivot{v} + s{v} / double(count);")
+        text += each
+        for k, (kind, a, b) in enumerate(p.pairs):
+            x, y = (f"(v{v} - mean{v})" if kind == "cov" else f"v{v}" for v in (a, b))
+            text.append(f"sums.pair[{k}] += {x} * {y};")
+        return "\n".join([*text, "}", "return sums;", "}"])
+
     def weigh(self) -> tuple[str, list[Any]]:
         """``weigh``, and for each weight its name or its constant value."""
         trace = Trace()
@@ -202,7 +222,9 @@ class _Writer:
         int64_t start = chunk * CHUNK;
         const auto next = [&] {{
             const int64_t size = stop - start < BLOCK ? stop - start : BLOCK;
-            return block({at}size{values});
+            Sums sums = block({at}size{values});
+            if (!sums.sound()) sums = wide({at}size{values});
+            return sums;
         }};
         Sums sums = next();
         for (start += BLOCK; start < stop; start += BLOCK) sums.add(next());
@@ -293,7 +315,7 @@ def cpp_source(program: Program, inputs: tuple[torch.dtype, ...], targets: tuple
     head += (BFLOAT16 if "bfloat16" in named else "") + (FLOAT16 if "float16" in named else "")
     sizes = f"constexpr int MEANS = {len(centred)}, PAIRS = {len(program.pairs)};\n"
     sizes += f"constexpr int LEFT[] = {{{left}}}, RIGHT[] = {{{right}}};\n"
-    block = [writer.block()] if program.reduces else []
+    block = [writer.block(), writer.wide()] if program.reduces else []
     combined = weights[: len(weights) - len(program.stats)]
     parts = [head, PARTS, sizes, SUMS, *block, weigh, writer.combine(combined), writer.entry(len(weights))]
     return "\n".join(parts)

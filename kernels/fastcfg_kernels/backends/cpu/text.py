@@ -175,6 +175,17 @@ static inline double total(vec v) {
 SUMS = """\
 struct Sums {
     double count = 0, mean[MEANS + 1] = {}, pair[PAIRS + 1] = {};
+    // Whether float's range held the sums: nothing overflowed, and what went below it does not count. A sum of zero is
+    // taken again, for it may be what is left of small numbers.
+    bool sound() const {
+        if (sizeof(acc) == sizeof(double) || count == 0) return true;
+        for (int k = 0; k < MEANS; ++k) if (!(__builtin_fabs(mean[k]) < 1e37)) return false;
+        for (int k = 0; k < PAIRS; ++k) {
+            const double size = __builtin_fabs(pair[k]);
+            if (!(size < 1e37 && size > 1e-27)) return false;
+        }
+        return true;
+    }
     void add(const Sums& other) {
         if (count == 0) { *this = other; return; }
         if (other.count == 0) return;

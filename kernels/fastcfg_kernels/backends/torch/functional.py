@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...formula.program import Program
 from ...host import host_params, weigh_on_host
+from ...memory import observed
 from .tiles import Moments, accumulator, basis, sample_moments, spread
 
 __all__ = ["Merge", "combine", "guide_rows"]
@@ -80,6 +81,36 @@ def _weigh_on_host(program: Program, moments: Moments, count: Any, values: Seque
     return torch.tensor(weighed, dtype=sums[0].dtype).unbind(-1)
 
 
+def _beyond(moments: Moments, first: Tensor) -> Tensor | None:
+    """Return which rows' sums float32's range did not hold, ``[...]``; None where it held all, or they can't be looked at.
+
+    They are looked at on a CPU outside of traces: nothing has to be waited for there.
+    """
+    if first.device.type != "cpu" or first.dtype == torch.float64 or observed() or not first.numel():
+        return None
+    pairs, means = [torch.stack(v).detach().abs() if v else None for v in (moments.pairs, moments.means)]
+    held: Tensor | None = None
+    if pairs is not None:
+        held = ((pairs < 1e37) & (pairs > 1e-27)).all(0)
+    if means is not None:
+        sound = (means < 1e37).all(0)
+        held = sound if held is None else held & sound
+    return None if held is None or bool(held.all()) else ~held
+
+
+def _weighed_in_double(
+    program: Program, inputs: Sequence[Tensor], values: Sequence[Any], weighed: Sequence[Any], wide: Tensor
+) -> tuple[Any, ...]:
+    """Return the weights with those of some rows from sums in float64; the other rows keep theirs, to the bit."""
+    numbers = [v.double() if isinstance(v, Tensor) else v for v in values]
+    moments = sample_moments(program, [t.double() for t in inputs], numbers)
+    count = moments.count.clamp(min=1) if isinstance(moments.count, Tensor) else moments.count
+    again = program.weigh(moments.sums(program), count, tuple(numbers))
+    pairs = zip(weighed, again, strict=True)
+    both = [(a, b, isinstance(a, Tensor) and isinstance(b, Tensor)) for a, b in pairs]
+    return tuple([torch.where(wide, b.to(a.dtype), a) if is_row else a for a, b, is_row in both])
+
+
 Merge = Callable[[Program, Moments], Moments]
 """From the moments of a part of each row to those of the whole rows."""
 
@@ -116,6 +147,8 @@ def guide_rows(
     weighed = (
         _weigh_on_host(program, moments, count, values) if host else program.weigh(moments.sums(program), count, values)
     )
+    if merge is None and program.reduces and (wide := _beyond(moments, inputs[0])) is not None:
+        weighed = _weighed_in_double(program, inputs, values, weighed, wide)
     if program.stats:
         weighed, last = weighed[: -len(program.stats)], weighed[-len(program.stats) :]
         if stats is not None:
