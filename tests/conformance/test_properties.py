@@ -49,10 +49,10 @@ LINEAR: tuple[Rule, ...] = (
 )  # fmt: skip
 """Rules whose weights add to 1."""
 SUMS: tuple[Rule, ...] = (
-    CFG(7.5, rescale=0.7), PerpNeg(5.0, (1.5, 0.5)), APG(7.5, eta=0.0), APG(5.0, 0.3, base="cond"),
-    APG(5.0, 0.3, dims=(1,)), CFGZeroStar(5.0, 0, eps=0.0), TCFG(5.0), TCFG(5.0, base="cond"), MaMBOG(5.0, 0.7),
+    CFG(7.5, rescale=0.7), PerpNeg(5.0, (1.5, 0.5)), APG(7.5, 0.0, 0.0), APG(5.0, 0.3, 0.0, base="cond"),
+    APG(5.0, 0.3, 0.0, dims=(1,)), CFGZeroStar(5.0, 0, eps=0.0), TCFG(5.0), TCFG(5.0, base="cond"), MaMBOG(5.0, 0.7),
     NormCap(CFG(5.0)), NormCap(CFG(5.0), mode="clamp", low=0.3), NormCap(CFG(5.0), mode="full", over="channel"),
-    Clamp(CFG(5.0), k=2.0), Rescale(APG(5.0, 0.0), phi=0.5), NormCap(TCFG(5.0)),
+    Clamp(CFG(5.0), k=2.0), Rescale(APG(5.0, 0.0, 0.0), phi=0.5), NormCap(TCFG(5.0)),
     Clamp(Rescale(DualCFG(5.0, 1.0), phi=0.7, norm="l2"), k=1.5),
 )  # fmt: skip
 """Homogeneous rules with sums: without eps and without an absolute threshold."""
@@ -245,7 +245,15 @@ def test_scales_of_one_and_zero(seed: int, shape: tuple[int, ...], backend: str)
     def call(rule: Rule) -> torch.Tensor:
         return guide(rule, backend=backend, **{n: predictions[n] for n in rule.conditions})
 
-    at_one = (CFG(1.0), CFG(1.0, rescale=0.7), CFGZeroStar(1.0, 0), TCFG(1.0), MaMBOG(1.0), APG(1.0), NormCap(CFG(1.0)))
+    at_one = (
+        CFG(1.0),
+        CFG(1.0, rescale=0.7),
+        CFGZeroStar(1.0, 0),
+        TCFG(1.0),
+        MaMBOG(1.0),
+        APG(1.0, 1.0, 0.0),
+        NormCap(CFG(1.0)),
+    )
     of_cond = (CFG(0.0, base="cond"), TCFG(0.0, base="cond"), MaMBOG(0.0, base="cond"), Perturbed(1.0, 0.0))
     for rule in at_one + of_cond:
         torch.testing.assert_close(call(rule), c, **close)
