@@ -53,6 +53,13 @@ def test_constants_have_no_spread(value: float, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpp", "torch"])
+def test_a_projection_on_what_is_next_to_nothing_stays_finite(backend: str) -> None:
+    tiny = (BASE[1] * 1e-42).float()
+    got = guide(APG(3.0), uncond=BASE[0].float(), cond=tiny, backend=backend)
+    assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
 def test_masked_extremes(backend: str) -> None:
     u, c = (BASE * 1e25).float()
     mask = torch.rand(3, 1, 40, 40, generator=torch.Generator().manual_seed(1)) > 0.4

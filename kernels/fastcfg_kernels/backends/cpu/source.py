@@ -137,7 +137,9 @@ class _Writer:
         for k, (kind, a, b) in enumerate(p.pairs):
             x, y = (f"(v{v} - mean{v})" if kind == "cov" else f"v{v}" for v in (a, b))
             text.append(f"sums.pair[{k}] += {x} * {y};")
-        return "\n".join([*text, "}", "return sums;", "}"])
+        # Of numbers below float's normal ones: a projection on them would weigh more than float holds.
+        text += ["}", "for (double& pair : sums.pair) if (__builtin_fabs(pair) < 1e-75) pair = 0;"]
+        return "\n".join([*text, "return sums;", "}"])
 
     def weigh(self) -> tuple[str, list[Any]]:
         """``weigh``, and for each weight its name or its constant value."""
