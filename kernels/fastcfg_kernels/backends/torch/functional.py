@@ -82,7 +82,7 @@ def _weigh_on_host(program: Program, moments: Moments, count: Any, values: Seque
 
 
 def _beyond(moments: Moments, first: Tensor) -> Tensor | None:
-    """Return which rows' sums float32's range did not hold, ``[...]``; None where it held all, or they can't be looked at.
+    """Return the rows whose sums float32's range did not hold, ``[...]``; None for none, or where a look would wait.
 
     They are looked at on a CPU outside of traces: nothing has to be waited for there.
     """
