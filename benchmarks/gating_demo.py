@@ -6,10 +6,12 @@ the demo's classifier and by the metrics on its features.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
@@ -18,9 +20,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from fastcfg import CFG, GatedCFG, GuidedDenoiser, InDomain, Rule, State, schedules
+from fastcfg import CFG, Gate, GuidedDenoiser, Rule, State, schedules
+from fastcfg.cli.tune import demo_job
 from fastcfg.demo.checkpoint import load_denoiser
 from fastcfg.demo.judge import Judge
+from fastcfg.denoiser import fit_weights, gram_of, tune
 from fastcfg.files import write_atomically
 from fastcfg.metrics import Quality
 
@@ -37,17 +41,36 @@ COLUMNS = (
 app = typer.Typer(add_completion=False)
 
 
-def guidances(scale: float) -> dict[str, Rule]:
+Guided = tuple[Rule, Gate | None]
+
+
+def guidances(scale: float, tuned: Mapping[str, Gate] = MappingProxyType({})) -> dict[str, Guided]:
     """Full guidance first, then what runs fewer unconditional passes, and none at all last."""
-    gated: dict[str, Rule] = {f"cached, every {k}": GatedCFG(scale, every=k) for k in (2, 3, 4)}
-    clean: dict[str, Rule] = {f"cached in x0, every {k}": InDomain(GatedCFG(scale, every=k), "x0") for k in (2, 4)}
-    drift: dict[str, Rule] = {f"cached, drift {d:g}": GatedCFG(scale, every=8, drift=d) for d in (0.3, 0.6, 1.2)}
-    windows = {"first 3/4": (0.0, 0.75), "last 3/4": (0.25, 1.0), "first half": (0.0, 0.5), "middle half": (0.25, 0.75)}
-    windows |= {"last half": (0.5, 1.0), "first 1/4": (0.0, 0.25), "second 1/4": (0.25, 0.5)}
-    interval: dict[str, Rule] = {
-        f"interval, {name}": CFG(schedules.Interval(scale, *share)) for name, share in windows.items()
+    gates = {f"every n, {k}": Gate(every=k) for k in (2, 3, 4)}
+    gates |= {f"share, {share:g}": Gate(until=share) for share in (0.5, 0.25)}
+    gates |= {f"drift, {bound:g}": Gate(every=8, drift=bound) for bound in (1.2,)}
+    gates |= {f"Adaptive Guidance, {cosine:g}": Gate(cosine=cosine) for cosine in (0.99, 0.97)}
+    gates |= tuned
+    windows = {"first half": (0.0, 0.5)}
+    interval: dict[str, Guided] = {
+        f"interval, {name}": (CFG(schedules.Interval(scale, *share)), None) for name, share in windows.items()
     }
-    return {"full": CFG(scale), **gated, **clean, **drift, **interval, "none": CFG(1.0)}
+    gated: dict[str, Guided] = {name: (CFG(scale), gate) for name, gate in gates.items()}
+    return {"full": (CFG(scale), None), **gated, **interval, "none": (CFG(1.0), None)}
+
+
+def tuned_gates(scale: float, steps: int, samples: int, log: Path) -> dict[str, Gate]:
+    """LinearAG at every second and third step, and the gates of searches, on other noise than what is judged."""
+    job = demo_job(CFG(scale), steps, samples, seed=10_000)
+    deltas = job.deltas() or []
+    gram, found = gram_of(deltas), {}
+    for every in (3,):
+        fresh = tuple(range(0, steps, every))
+        found[f"LinearAG, every {every}"] = Gate(steps=fresh, weights=fit_weights(gram, fresh), num_steps=steps)
+    for budget in (0.7, 0.6):
+        best = tune(job.run, steps, budget=budget, deltas=deltas, log=log, name=job.name).best
+        found[f"tuned, {budget:g}"] = best.gate
+    return found
 
 
 @dataclass(frozen=True)
@@ -64,6 +87,7 @@ class Row:
 
     name: str
     rule: str
+    gate: dict[str, Any] | None
     unconditional: float
     passes: float
     difference: float
@@ -74,10 +98,15 @@ class Row:
 
 @torch.no_grad()
 def sample(
-    model: Callable[..., Any], rule: Rule, conditions: Mapping[str, Mapping[str, Tensor]], noise: Tensor, steps: int
+    model: Callable[..., Any],
+    guided: Guided,
+    conditions: Mapping[str, Mapping[str, Tensor]],
+    noise: Tensor,
+    steps: int,
 ) -> tuple[Tensor, int]:
     """Images by DDIM, and the passes that they took."""
-    denoiser, state, x = GuidedDenoiser(model, rule), State(), noise
+    rule, gate = guided
+    denoiser, state, x = GuidedDenoiser(model, rule, gate=gate), State(), noise
     for step in ddim(steps):
         x = denoiser.step(x, step, conditions=conditions, state=state)
     return x, denoiser.passes_run
@@ -95,17 +124,23 @@ def sweet_spot(rows: Sequence[Row]) -> Row:
 
 
 def measure(
-    scale: float, samples: int, steps: int, batch: int, seed: int, progress: Callable[[list[Any]], Any]
+    scale: float,
+    samples: int,
+    steps: int,
+    batch: int,
+    seed: int,
+    tuned: Mapping[str, Gate],
+    progress: Callable[[list[Any]], Any],
 ) -> list[Row]:
     """A row for each guidance, on the same noise and labels."""
     model, _ = load_denoiser()
     judge, start = Judge(samples), Start.draw(samples, seed)
     rows: list[Row] = []
     full: Tensor | None = None
-    for name, rule in progress(list(guidances(scale).items())):
+    for name, guided in progress(list(guidances(scale, tuned).items())):
         parts, passes = [], 0
         for part in start.parts(batch):
-            images, run = sample(model, rule, part.conditions("both", ("uncond", "cond")), part.noise, steps)
+            images, run = sample(model, guided, part.conditions("both", ("uncond", "cond")), part.noise, steps)
             parts.append(images)
             passes += run
         images = torch.cat(parts)
@@ -115,7 +150,8 @@ def measure(
         rows.append(
             Row(
                 name=name,
-                rule=repr(rule),
+                rule=repr(guided[0]),
+                gate=None if guided[1] is None else guided[1].to_dict(),
                 unconditional=passes / calls - 1,
                 passes=passes / (2 * calls),
                 difference=(images - full).square().mean().sqrt().item(),
@@ -163,10 +199,43 @@ def to_markdown(rows: Sequence[Row], settings: Mapping[str, Any], environment: E
     return "\n".join(lines) + "\n"
 
 
+def picture(rows: Sequence[Row], settings: Mapping[str, Any]) -> str:
+    """An SVG of what each policy's passes buy: difference, digits, Fréchet distance and recall."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 5.6), facecolor="white")
+    FigureCanvasSVG(figure)
+    kinds = list(dict.fromkeys(row.name.partition(",")[0] for row in rows))
+    measures: dict[str, Callable[[Row], float]] = {
+        "difference to full guidance": lambda row: row.difference,
+        "right digits, %": lambda row: 100 * row.digit,
+        "Fréchet distance": lambda row: row.quality.frechet_distance,
+        "recall": lambda row: row.quality.recall,
+    }
+    for axes, (title, value) in zip(figure.subplots(2, 2).flat, measures.items(), strict=True):
+        for index, kind in enumerate(kinds):
+            of = sorted((r for r in rows if r.name.partition(",")[0] == kind), key=lambda r: r.passes)
+            style = {"marker": "*" if kind == "tuned" else "o", "markersize": 9 if kind == "tuned" else 4}
+            axes.plot([100 * r.passes for r in of], list(map(value, of)), color=f"C{index}", label=kind, lw=1, **style)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("passes, % of full guidance", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25)
+        if title.startswith("difference"):
+            axes.set_ylim(0, 0.15)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="lower center", ncols=5, fontsize=8, frameon=False)
+    figure.suptitle(f"The demo's model, {settings['steps']} steps, {settings['samples']} samples a point", fontsize=10)
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
 @app.command()
 def main(
     scale: Annotated[float, typer.Option(help="Guidance scale.")] = 3.0,
-    samples: Annotated[int, typer.Option(min=20, help="Samples of each guidance.")] = 300,
+    samples: Annotated[int, typer.Option(min=20, help="Samples of each guidance.")] = 1000,
     steps: Annotated[int, typer.Option(min=4, help="Steps of DDIM.")] = 20,
     batch: Annotated[int, typer.Option(min=1, help="Samples at once.")] = 100,
     seed: Annotated[int, typer.Option(help="Of noise and labels.")] = 0,
@@ -178,7 +247,8 @@ def main(
         return track(items, "guidances", console=Console(stderr=True))
 
     settings = {"scale": scale, "samples": samples, "steps": steps, "batch": batch, "seed": seed}
-    rows = measure(scale, samples, steps, batch, seed, progress)
+    tuned = tuned_gates(scale, steps, 10, output / "gating-demo-runs.json")
+    rows = measure(scale, samples, steps, batch, seed, tuned, progress)
     environment = Environment.of("cpu")
     text = to_markdown(rows, settings, environment)
     data = {
@@ -191,6 +261,7 @@ def main(
     }
     write_atomically(output / "gating-demo.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     write_atomically(output / "gating-demo.md", text)
+    write_atomically(output / "gating-demo.svg", picture(rows, settings))
     Console().print(text, highlight=False, markup=False)
 
 

@@ -1,22 +1,28 @@
 """The comparison of gated with full guidance: what it runs, and how it picks."""
 
+import pytest
+
 from benchmarks.gating_demo import Row, guidances, sweet_spot, to_markdown
 from benchmarks.report import Environment
-from fastcfg import CFG
+from fastcfg import CFG, Gate
 from fastcfg.denoiser.planner import run_cost
 from fastcfg.metrics import Quality
 
 
 def row(name: str, passes: float, digit: float, distance: float) -> Row:
     quality = Quality(digit, 0.9, 0.8, 1.0, 0.9, distance, 1.0, 100)
-    return Row(name, "CFG()", 2 * passes - 1, passes, 0.1, digit, 1.0, quality)
+    return Row(name, "CFG()", None, 2 * passes - 1, passes, 0.1, digit, 1.0, quality)
 
 
 def test_unconditional_passes_fall_from_all_to_a_quarter_and_none() -> None:
-    rules = guidances(3.0)
-    shares = {n: run_cost(r, 20).nfe / 20 - 1 for n, r in rules.items() if "drift" not in n}
-    assert next(iter(rules)) == "full" and list(rules)[-1] == "none" and rules["full"] == CFG(3.0)
-    assert shares["full"] == 1 and shares["none"] == 0 and {0.75, 0.5, 0.25} <= set(shares.values())
+    rules = guidances(3.0, {"tuned, 0.7": Gate(steps=tuple(range(8)), num_steps=20)})
+    measured = {n for n, (_, gate) in rules.items() if gate is not None and gate.measures}
+    shares = {n: run_cost(r, 20, gate=g).nfe / 20 - 1 for n, (r, g) in rules.items() if n not in measured}
+    assert next(iter(rules)) == "full" and list(rules)[-1] == "none" and rules["full"] == (CFG(3.0), None)
+    assert shares["tuned, 0.7"] == pytest.approx(0.4) and {name.partition(",")[0] for name in measured} == {
+        "drift", "Adaptive Guidance"
+    }  # fmt: skip
+    assert shares["full"] == 1 and shares["none"] == 0 and {0.5, 0.25} <= set(shares.values())
 
 
 def test_the_sweet_spot_has_the_fewest_passes_of_those_that_are_as_good() -> None:
