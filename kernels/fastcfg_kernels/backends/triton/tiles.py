@@ -316,7 +316,9 @@ def _first_elements(pointers, strides, at, tile, count, inner, live, space, SPEC
 @triton.jit
 def _usual(shifts, sums, counts, lanes: tl.constexpr, SPEC: tl.constexpr):
     """Moments of lanes in the compiler's usual layout, all of them at once."""
-    moments = usual_layout(shifts + sums + counts, SPEC.groups, lanes)
+    moments = shifts + sums + counts
+    if len(moments) > 0:  # A rule without sums has none.
+        moments = usual_layout(moments, SPEC.groups, lanes)
     centred: tl.constexpr = len(SPEC.centred)
     paired: tl.constexpr = len(SPEC.centred) + len(SPEC.pairs)
     return moments[:centred], moments[centred:paired], moments[paired:]
