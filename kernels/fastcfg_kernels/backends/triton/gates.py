@@ -171,7 +171,8 @@ def broken(row: Row) -> list[str]:
     if one.spills > (SPILLS.get((one.target, one.kernel), 0) if row.sizes.aligned else UNALIGNED_SPILLS):
         found.append(f"{one.spills} spill instructions")
     wide = row.dtype == "float64" or row.sizes.across or not row.sizes.aligned
-    if one.warps < WARPS and not wide:
+    # ptxas gives one register more than it might, for this target, to groups of tokens: 15 warps.
+    if one.warps < WARPS - (one.target == "cuda:100") and not wide:
         found.append(f"{one.warps} warps on a multiprocessor, of {one.registers} registers a thread")
     if one.target == "cuda:90" and row.dtype == "bfloat16" and row.sizes.aligned:
         most, barriers, shuffles = WORK.get((row.program, row.sizes.count, one.kernel), (inf, inf, inf))
