@@ -75,7 +75,12 @@ def parameter_values(rule: Rule, params: Mapping[str, Any], first: Tensor, check
     ):
         raise ValueError(f"rule: {type(rule).__name__} changes by step; resolve it with rule.at(step, num_steps)")
     batch = first.shape[0] if first.dim() else 0
-    return [fk.check_param(name, values[name], batch, first.device, check) for name in rule.program.params]
+    checked = [fk.check_param(name, values[name], batch, first.device, check) for name in rule.program.params]
+    largest = torch.finfo(accumulator(first.dtype)).max
+    for name, value in zip(rule.program.params, checked, strict=True):
+        if not isinstance(value, Tensor) and abs(value) > largest:
+            raise ValueError(f"{name}: expected a number that {accumulator(first.dtype)} holds, got {value}")
+    return checked
 
 
 def domain_levels(

@@ -57,6 +57,11 @@ def test_a_number_beyond_a_float_is_named(value: Any) -> None:
         guide(CFG(5.0, rescale=0.5), params={"rescale": value}, **GIVEN)
 
 
+def test_a_number_that_float32_does_not_hold() -> None:
+    with pytest.raises(ValueError, match=r"scale: expected a number that torch.float32 holds, got 1e\+308"):
+        guide(CFG(5.0, rescale=0.5), params={"scale": 1e308}, backend="torch", **GIVEN)
+
+
 def test_values_per_sample_in_any_form() -> None:
     expected = guide(CFG(1.0), params={"scale": torch.tensor([1.0, 2.0, 3.0])}, **GIVEN)
     for value in ([1.0, 2, np.float32(3.0)], (1.0, 2.0, 3.0), torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1)):

@@ -137,9 +137,7 @@ class _Writer:
         for k, (kind, a, b) in enumerate(p.pairs):
             x, y = (f"(v{v} - mean{v})" if kind == "cov" else f"v{v}" for v in (a, b))
             text.append(f"sums.pair[{k}] += {x} * {y};")
-        # Of numbers below float's normal ones: a projection on them would weigh more than float holds.
-        text += ["}", "for (double& pair : sums.pair) if (__builtin_fabs(pair) < 1e-75) pair = 0;"]
-        return "\n".join([*text, "return sums;", "}"])
+        return "\n".join([*text, "}", "return sums;", "}"])
 
     def weigh(self) -> tuple[str, list[Any]]:
         """``weigh``, and for each weight its name or its constant value."""
@@ -271,6 +269,8 @@ extern "C" void guide({", ".join(arguments)}) {{
                 Sums sums;
 {gather * reduces}\
                 weigh(sums, {amount}, given, w);
+                // A projection on numbers next to nothing weighs more than the combine can use: then there is none.
+                if (!held(w, {weights}) && sums.drop()) weigh(sums, {amount}, given, w);
                 weighed = row;
             }}
             {write_stats if stats else ""}

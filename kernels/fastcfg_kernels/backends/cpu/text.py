@@ -173,8 +173,20 @@ static inline double total(vec v) {
 """
 
 SUMS = """\
+// Whether the combine can use the weights: their products with values stay within acc.
+static inline bool held(const double* w, int count) {
+    if (sizeof(acc) == sizeof(double)) return true;
+    for (int k = 0; k < count; ++k) if (!(__builtin_fabs(w[k]) <= 1e18)) return false;
+    return true;
+}
 struct Sums {
     double count = 0, mean[MEANS + 1] = {}, pair[PAIRS + 1] = {};
+    // Make sums that float would not have seen zero, as they are there; whether there were any.
+    bool drop() {
+        bool any = false;
+        for (int k = 0; k < PAIRS; ++k) if (__builtin_fabs(pair[k]) < 1e-37 && pair[k] != 0) pair[k] = 0, any = true;
+        return any;
+    }
     // Whether float's range held the sums: nothing overflowed, and what went below it does not count. A sum of zero is
     // taken again, for it may be what is left of small numbers.
     bool sound() const {

@@ -104,11 +104,13 @@ def _weighed_in_double(
     """Return the weights with those of some rows from sums in float64; the other rows keep theirs, to the bit."""
     numbers = [v.double() if isinstance(v, Tensor) else v for v in values]
     moments = sample_moments(program, [t.double() for t in inputs], numbers)
-    # Of numbers below float32's normal ones: a projection on them would weigh more than float32 holds.
-    moments = moments._replace(pairs=[torch.where(p.abs() < 1e-75, 0.0, p) for p in moments.pairs])
     count = moments.count.clamp(min=1) if isinstance(moments.count, Tensor) else moments.count
     again = program.weigh(moments.sums(program), count, tuple(numbers))
-    pairs = zip(weighed, again, strict=True)
+    pairs = list(zip(weighed, again, strict=True))
+    # A projection on numbers next to nothing weighs more than the combine can use: such a row keeps what it had.
+    for value in again:
+        if isinstance(value, Tensor):
+            wide = wide & (value.detach().abs() <= 1e18)
     both = [(a, b, isinstance(a, Tensor) and isinstance(b, Tensor)) for a, b in pairs]
     return tuple([torch.where(wide, b.to(a.dtype), a) if is_row else a for a, b, is_row in both])
 
