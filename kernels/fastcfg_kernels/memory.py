@@ -11,6 +11,7 @@ from torch._C import _get_tracing_state, _len_torch_dispatch_stack
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 __all__ = ["collide", "observed", "readable", "stored"]
 
@@ -27,11 +28,16 @@ def observed() -> bool:
     """
     return (
         torch.compiler.is_compiling()
-        or _len_torch_dispatch_stack() > 0
+        or (_len_torch_dispatch_stack() > 0 and not _counted())
         or peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or _get_tracing_state() is not None  # type: ignore[no-untyped-call]
     )
+
+
+def _counted() -> bool:
+    """Return whether every dispatch mode only counts operations, as its class says by ``counts_only``."""
+    return all(getattr(mode, "counts_only", False) for mode in _get_current_dispatch_mode_stack())
 
 
 def readable(tensors: Sequence[Tensor], values: Sequence[Any] = ()) -> bool:

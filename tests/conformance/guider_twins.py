@@ -102,7 +102,7 @@ TWINS: tuple[Twin, ...] = (
     Twin(_APG, {"guidance_scale": 7.5, "eta": 0.25}, apg("eta", APG(7.5, eta=0.25, norm_threshold=15.0))),
     Twin(
         _APG, {"guidance_scale": 6.5, "eta": 0.0, "adaptive_projected_guidance_rescale": 0.0, **_ORIGINAL},
-        apg("cond", APG(6.5, eta=0.0, base="cond")),
+        apg("cond", APG(6.5, eta=0.0, norm_threshold=0.0, base="cond")),
     ),
     Twin(
         _APG, {"guidance_scale": 7.5, "eta": 0.0, **_RESCALED},

@@ -137,6 +137,8 @@ def test_masked_tokens_break_the_peer_alone(model: LlamaForCausalLM) -> None:
     """A model that forbids a token by a logit of -inf: NaN in transformers' processor, guided text here."""
 
     class Forbidding(torch.nn.Module):
+        config = model.config
+
         def forward(self, input_ids: torch.Tensor, **kwargs: object) -> object:
             out = model(input_ids, **kwargs)
             out.logits[..., 20:] = -torch.inf

@@ -173,11 +173,11 @@ def test_apg_in_fp16_keeps_the_guidance_where_the_peer_loses_it(base: str, path:
 def test_apg_without_its_options_is_cfg_and_equal_predictions_are_returned(base: str) -> None:
     predictions = draw(("uncond", "cond"), (2, 4, 8, 8), torch.float64)
     u, c = predictions.values()
-    got = guide(APG(5.0, base=base), uncond=u, cond=c)
+    got = guide(APG(5.0, 1.0, 0.0, base=base), uncond=u, cond=c)
     assert torch.allclose(got, (u if base == "uncond" else c) + 5.0 * (c - u), rtol=0, atol=64 * 2.0**-53 * 20)
     for same in (c, torch.zeros_like(c)):
         assert torch.equal(guide(APG(5.0, 0.0, 1.0, base=base), uncond=same, cond=same), same)
-    zero = guide(APG(5.0, 0.0, base="uncond"), uncond=u, cond=torch.zeros_like(c))
+    zero = guide(APG(5.0, 0.0, 0.0, base="uncond"), uncond=u, cond=torch.zeros_like(c))
     assert torch.allclose(zero, -4 * u, rtol=8 * 2.0**-53, atol=0)
 
 
@@ -186,7 +186,7 @@ def test_apg_without_its_options_is_cfg_and_equal_predictions_are_returned(base:
 def test_apg_limits_the_norm_of_the_guidance(scale: float, path: str) -> None:
     predictions = draw(("uncond", "cond"), (3, 900), torch.float32)
     predictions["cond"][1] = predictions["uncond"][1] + 1e-4  # A delta below the limit stays.
-    got = run_with_state(APG(scale, norm_threshold=2.0), predictions, State(), path) - predictions["uncond"]
+    got = run_with_state(APG(scale, 1.0, 2.0), predictions, State(), path) - predictions["uncond"]
     delta = (predictions["cond"] - predictions["uncond"]).norm(dim=1)
     expected = scale * delta.clamp(max=2.0)
     assert torch.allclose(got.norm(dim=1), expected, rtol=1e-5, atol=1e-6)

@@ -51,7 +51,7 @@ def test_a_graph_a_plan_and_a_repository(tmp_path: Path) -> None:
     [
         (["nowhere"], "model: expected 'demo', a diffusers model's folder"),
         (["benchmarks.export_models:nothing"], "model: expected MODULE:FUNCTION"),
-        (["--rule", "Nope"], "rule: type: expected one of"),
+        (["--rule", "Nope"], "rule: rule.type: expected one of"),
         (["--rule", '{"type": "CFG", "phi": 1}'], "rule: CFG has no field phi"),
         (["--dtype", "int8"], "dtype: expected float32, float16 or bfloat16, got 'int8'"),
         (["benchmarks.export_models:toy", "--param", "phi"], "parameters: CFG has"),

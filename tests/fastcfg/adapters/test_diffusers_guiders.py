@@ -305,11 +305,11 @@ def test_scales_for_each_sample_and_schedules() -> None:
     "schedule", [schedules.Values((1.0, 2.0, 3.0)), schedules.Linear(1.0, 3.0)], ids=["values", "linear"]
 )
 def test_schedules_wait_for_the_step(schedule: schedules.Schedule) -> None:
-    p = draw(("cond", "uncond"), (2, 3, 4), torch.float64)
+    p = draw(("cond", "uncond"), (2, 3, 4, 4), torch.float64)
     made: list[Any] = [
         fused.FusedFrequencyDecoupledGuidance(guidance_scales=[schedule, 2.0]),
         *(
-            cls(guidance_scale=schedule, guidance_rescale=schedules.Linear(0.0, 0.5))
+            cls(guidance_scale=schedule, guidance_rescale=schedules.Ramp(0.0, 0.5))
             for cls in (
                 fused.FusedClassifierFreeGuidance,
                 fused.FusedAdaptiveProjectedGuidance,

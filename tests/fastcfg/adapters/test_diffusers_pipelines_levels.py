@@ -242,7 +242,7 @@ def test_rules_with_a_domain_get_the_noise_level(name: str) -> None:
         in_own = case.run(3.0)
     assert in_x0.isfinite().all() and not torch.equal(in_x0, in_own)
     # Without a norm the domain makes no difference.
-    with guided(pipe, InDomain(APG(5.0), "x0")):
+    with guided(pipe, InDomain(APG(5.0, 1.0, 0.0), "x0")):
         plain = case.run(3.0)
     with guided(pipe, CFG(5.0)):
         torch.testing.assert_close(plain, case.run(3.0), rtol=1e-3, atol=1e-3 * float(plain.std()))

@@ -149,7 +149,7 @@ def test_rescale_of_v_is_another_than_that_of_x0() -> None:
 
 
 def test_momentum_lasts_a_run() -> None:
-    rule = APG(0.6, momentum=-0.5)
+    rule = APG(0.6, 1.0, 0.0, momentum=-0.5)
     denoiser = CFGDenoiser(Inner(), rule)
     extra = {"uncond": U, "cond": C}
     first = euler(denoiser, noise(), SIGMAS, extra)

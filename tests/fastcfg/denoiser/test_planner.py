@@ -215,8 +215,8 @@ def test_rules_of_other_forms_share_passes() -> None:
         planned = plan(rule, images)
         assert planned.passes == ("uncond",) and planned.rule == rule.simplify() and not planned.unguided
         assert planned.sources == (("uncond", "uncond"), ("cond", "uncond"))
-    result = GuidedDenoiser(Model(), FDG((8.0, 3.0)))(torch.ones(2, 8, 8), 0.5, conditions=images)
-    expected = Model()(torch.ones(2, 8, 8), 0.5, **images["cond"])
+    result = GuidedDenoiser(Model(), FDG((8.0, 3.0)))(torch.ones(2, 1, 8, 8), 0.5, conditions=images)
+    expected = Model()(torch.ones(2, 1, 8, 8), 0.5, **images["cond"])
     torch.testing.assert_close(result, expected)
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcfg import CFG, dynamic_threshold, epsilon_scaling, guide, temporal_score_rescaling
-from fastcfg.methods import fresca, mahiro
+from fastcfg import CFG, dynamic_threshold, epsilon_scaling, fresca, guide, mahiro, temporal_score_rescaling
 
 from . import protocol as fake
 from .harness import FLOW, SHAPES, apply, noise, one_call
