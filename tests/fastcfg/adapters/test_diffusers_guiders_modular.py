@@ -133,7 +133,7 @@ def given(condition: str) -> dict[str, dict[str, Tensor]]:
 SAME_AS_CFG: list[tuple[Any, str | None]] = [
     (fused.RuleGuidance(CFG(5.0)), None),
     (fused.RuleGuidance(InDomain(CFG(5.0))), None),
-    (fused.RuleGuidance(InDomain(APG(5.0))), None),
+    (fused.RuleGuidance(InDomain(APG(5.0, 1.0, 0.0))), None),
     (fused.RuleGuidance(CFG(), params={"scale": [5.0]}), None),
     (fused.RuleGuidance(PerpNeg(5.0, (2.0,))), "negative"),
     (fused.RuleGuidance(DualCFG(5.0, 2.0)), "negative"),
